@@ -1,0 +1,45 @@
+"""Which array module, and moving data to a device. The only importer of cupy."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+try:
+    import cupy
+except ImportError:  # the optional extra ``gpu``
+    cupy = None
+
+
+def has_gpu() -> bool:
+    """True when CuPy is installed and sees a working device."""
+    try:
+        return cupy is not None and bool(cupy.cuda.is_available())
+    except Exception:  # a broken driver raises from inside CuPy; it means "no GPU", never a crash
+        return False
+
+
+def array_module(array: Any) -> ModuleType:
+    """NumPy or CuPy, whichever made the array."""
+    return cupy.get_array_module(array) if cupy is not None else np
+
+
+def to_device(array: Any, device: str) -> Any:
+    """The array on ``cpu`` or ``gpu``."""
+    if device == "gpu":
+        return cupy.asarray(array)
+    return cupy.asnumpy(array) if cupy is not None and array_module(array) is cupy else np.asarray(array)
+
+
+def resolve_device(device: str) -> str:
+    """``cpu`` or ``gpu`` for the config's ``auto``, ``cpu`` or ``gpu``.
+
+    Raises ``RuntimeError`` when a GPU is asked for and there is none.
+    """
+    if device == "auto":
+        return "gpu" if has_gpu() else "cpu"
+    if device == "gpu" and not has_gpu():
+        raise RuntimeError("device: gpu was asked for, but CuPy finds no working GPU; set device: auto or cpu.")
+    return device

@@ -1,0 +1,76 @@
+"""Records of sections, stacks and blocks. No pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+STATUSES = ("ok", "damaged", "missing", "excluded")
+FLIPS = ("auto", "none", "horizontal")
+MIRRORS = ("no", "yes", "auto")
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section of tissue: a row of ``sections.tsv``.
+
+    ``position_mm`` lies along the cutting axis; ``pixel_size_mm`` is None where the file's own applies;
+    ``region`` is (x, y, width, height) in level-0 pixels of the slide, None for the whole slide.
+    ``extra`` carries the sheet's unknown columns.
+    """
+
+    id: str
+    file: Path | None
+    position_mm: float
+    block: str = "block"
+    stain: str = "histology"
+    thickness_mm: float | None = None
+    pixel_size_mm: float | None = None
+    region: tuple[int, int, int, int] | None = None
+    channel: str | None = None
+    status: str = "ok"
+    flip: str = "auto"
+    rotation_deg: float | None = None
+    blockface: Path | None = None
+    extra: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_used(self) -> bool:
+        """Whether the section takes part at all (it has pixels and is not excluded)."""
+        return self.status in ("ok", "damaged")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of tissue: a row of ``blocks.tsv``."""
+
+    id: str
+    mri: Path | None = None
+    mri_mask: Path | None = None
+    blockface_pixel_size_mm: float | None = None
+    mirror: str = "no"
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The sections of one block ordered by position, missing ones included."""
+
+    block: str
+    sections: tuple[Section, ...]
+
+    def __post_init__(self) -> None:
+        positions = [s.position_mm for s in self.sections]
+        if positions != sorted(positions):
+            object.__setattr__(self, "sections", tuple(sorted(self.sections, key=lambda s: (s.position_mm, s.id))))
+
+    @property
+    def used(self) -> tuple[Section, ...]:
+        """The sections that have pixels and are not excluded."""
+        return tuple(s for s in self.sections if s.is_used)
+
+    def neighbours(self, section: Section, reach: int) -> tuple[Section, ...]:
+        """The used sections at most ``reach`` places away on either side (nearest first)."""
+        used = [s for s in self.used if s.id != section.id]
+        before = [s for s in used if (s.position_mm, s.id) < (section.position_mm, section.id)][-reach:]
+        after = [s for s in used if (s.position_mm, s.id) > (section.position_mm, section.id)][:reach]
+        return tuple(sorted(before + after, key=lambda s: abs(s.position_mm - section.position_mm)))

@@ -1,0 +1,72 @@
+"""Where the sections of one block lie: the one record that stack, blockface and mri hand on."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histomri.transforms.affine import Affine
+from histomri.transforms.base import Transform
+from histomri.transforms.displacement import DisplacementField
+
+
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """How one section lies in its block's plane ``z = position_mm``.
+
+    A point p = (y, x) in mm of the block plane is at ``affine.map(p + u(p))`` in the section (mm from the centre of its
+    top left pixel), ``u`` being ``field`` (None means no deformation). ``affine`` is None where the section could not be
+    placed. A mirrored section has a negative determinant.
+    """
+
+    section: str
+    position_mm: float
+    affine: Affine | None
+    field: DisplacementField | None = None
+    flags: tuple[str, ...] = ()
+    confidence: float = 1.0
+    quality: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether the section has a transform at all."""
+        return self.affine is not None
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether the section lies face down."""
+        return self.affine is not None and float(np.linalg.det(self.affine.linear)) < 0
+
+    @property
+    def block_to_section(self) -> Transform:
+        """The whole 2D transform from the block plane to the section. Raises ``ValueError`` when not placed."""
+        if self.affine is None:
+            raise ValueError(f"Section {self.section!r} was not placed, so it has no transform.")
+        return self.affine if self.field is None else self.affine @ self.field
+
+
+@dataclass(frozen=True, eq=False)
+class Placements:
+    """All sections of a block, and the block's pose in the MRI (``mri_to_block``, 4 x 4, None without MRI).
+
+    ``mri_to_block`` maps MRI points (LPS mm, array order z, y, x) to block points (z, y, x) in mm.
+    ``quality`` holds the numbers of the stage that made it.
+    """
+
+    block: str
+    sections: dict[str, Placement]
+    mri_to_block: Affine | None = None
+    quality: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def placed(self) -> dict[str, Placement]:
+        """The sections that have a transform."""
+        return {k: p for k, p in self.sections.items() if p.is_placed}
+
+    def positions_mm(self) -> NDArray[np.float64]:
+        """Positions of all sections in the order of the record."""
+        return np.array([p.position_mm for p in self.sections.values()])
