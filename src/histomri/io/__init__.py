@@ -1,0 +1,1 @@
+"""Every foreign convention ends here: files, sheets, formats, coordinate orders."""

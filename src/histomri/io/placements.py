@@ -1,0 +1,106 @@
+"""``placements.json`` and the file of displacements beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histomri.core import Grid, InputError
+from histomri.core.errors import Problem
+from histomri.io.atomic import replacing, write_json
+from histomri.transforms import Affine, DisplacementField
+from histomri.transforms.placement import Placement, Placements
+
+VERSION = 1
+
+
+def fields_file(path: Path) -> Path:
+    """The file with the displacements that belongs to a ``placements.json``."""
+    return Path(path).with_suffix(".fields.npy")
+
+
+def _field_record(field: DisplacementField, offset: int) -> dict[str, Any]:
+    if field.inverted or not np.array_equal(field.grid.direction, np.eye(2)):
+        raise ValueError("A placement's field must be 2D, upright and not inverted to be written.")
+    grid = field.grid
+    return {"shape": grid.shape, "spacing_mm": grid.spacing_mm, "origin_mm": grid.origin_mm, "offset": offset}
+
+
+def _placement_record(placement: Placement, offset: int) -> dict[str, Any]:
+    field = placement.field
+    return {
+        "position_mm": placement.position_mm,
+        "affine": None if placement.affine is None else placement.affine.matrix,
+        "field": None if field is None else _field_record(field, offset),
+        "flags": list(placement.flags),
+        "confidence": placement.confidence,
+        "quality": placement.quality,
+    }
+
+
+def write_placements(path: Path, placements: Placements) -> None:
+    """Write ``placements.json`` and its ``.fields.npy`` (one flat float32 array), each atomically, the JSON last.
+
+    Affines keep every bit, displacements are stored as float32; NaN in ``quality`` becomes null. Raises ``ValueError`` for a
+    field that is inverted or turned.
+    """
+    path, records, values, offset = Path(path), {}, [], 0
+    for name, placement in placements.sections.items():
+        records[name] = _placement_record(placement, offset)
+        if placement.field is not None:
+            values.append(np.asarray(placement.field.values, np.float32).ravel())
+            offset += values[-1].size
+    flat = np.concatenate(values) if values else np.zeros(0, np.float32)
+    with replacing(fields_file(path)) as temporary:
+        np.save(temporary, flat)
+    pose = None if placements.mri_to_block is None else placements.mri_to_block.matrix
+    record = {"version": VERSION, "block": placements.block, "mri_to_block": pose, "quality": placements.quality}
+    write_json(path, {**record, "fields_sha256": hashlib.sha256(flat.tobytes()).hexdigest(), "sections": records})
+
+
+def _read_field(record: dict[str, Any] | None, flat: NDArray[np.float32], block: str) -> DisplacementField | None:
+    if record is None:
+        return None
+    grid = Grid(tuple(record["shape"]), np.array(record["spacing_mm"]), np.array(record["origin_mm"]))
+    size = int(np.prod(grid.shape)) * 2
+    values = flat[record["offset"] : record["offset"] + size].reshape(*grid.shape, 2)
+    return DisplacementField(grid, values, f"block:{block}", f"block:{block}")  # type: ignore[arg-type]
+
+
+def _read_placement(name: str, record: dict[str, Any], flat: NDArray[np.float32], block: str) -> Placement:
+    matrix = record["affine"]
+    return Placement(
+        section=name,
+        position_mm=float(record["position_mm"]),
+        affine=None if matrix is None else Affine(np.array(matrix), f"block:{block}", f"section:{name}"),
+        field=_read_field(record["field"], flat, block),
+        flags=tuple(record["flags"]),
+        confidence=float("nan") if record["confidence"] is None else float(record["confidence"]),
+        quality=record["quality"],
+    )
+
+
+def read_placements(path: Path) -> Placements:
+    """Read what :func:`write_placements` wrote; displacements come as float32, transforms with the spaces' names.
+
+    Raises :class:`InputError` when a file is missing, or the displacements are not those that the JSON was written with.
+    """
+    path = Path(path)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        flat = np.load(fields_file(path), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as problem:
+        raise InputError(Problem(str(path), f"cannot be read ({problem})", "run the stage that makes it again")) from problem
+    if hashlib.sha256(flat.tobytes()).hexdigest() != record["fields_sha256"]:
+        raise InputError(
+            Problem(str(fields_file(path)), "does not belong to its placements.json", "run the stage that makes it again")
+        )
+    block = record["block"]
+    pose = None if record["mri_to_block"] is None else Affine(np.array(record["mri_to_block"]), "mri", f"block:{block}")
+    sections = {name: _read_placement(name, r, flat, block) for name, r in record["sections"].items()}
+    return Placements(block, sections, pose, record["quality"])

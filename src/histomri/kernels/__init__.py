@@ -1,0 +1,1 @@
+"""Arrays to arrays. Each docstring is the formula."""
