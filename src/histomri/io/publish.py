@@ -1,0 +1,88 @@
+"""Results appear whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+PARTIAL = ".partial"
+REPLACED = ".replaced"
+# Snakemake leaves its own marks inside directory outputs
+NOT_CONTENT = (".snakemake_timestamp",)
+BLOCK_BYTES = 1 << 20
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it; nothing happens where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+    """A ``.partial`` sibling to write (file or folder), renamed over ``path`` when the block ends, removed when it fails.
+
+    What stood at ``path`` stays until the new result is whole. A sibling left over by a killed run is removed first.
+    The caller creates the file or folder; its parent exists. Raises ``FileNotFoundError`` when the block wrote nothing.
+    """
+    path = Path(path)
+    partial, replaced = path.with_name(path.name + PARTIAL), path.with_name(path.name + REPLACED)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove(partial)
+    try:
+        yield partial
+        if partial.is_dir() and path.is_dir():
+            # a folder cannot be renamed over another one that holds something
+            remove(replaced)
+            path.rename(replaced)
+        partial.replace(path)
+    except BaseException:
+        remove(partial)
+        if replaced.exists() and not path.exists():
+            replaced.rename(path)
+        raise
+    remove(replaced)
+
+
+def write_json(path: str | Path, obj: Any) -> None:
+    """Write ``obj`` as JSON, whole or not at all; equal objects give equal bytes.
+
+    Raises ``ValueError`` for NaN and infinity, which JSON does not know.
+    """
+    text = json.dumps(obj, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    with whole(path) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
+
+
+def content_files(store: str | Path) -> list[tuple[str, Path]]:
+    """All files of a store as (relative POSIX path, path), sorted, without the marks that Snakemake leaves."""
+    found = []
+    for folder, _, names in os.walk(store):
+        files = [Path(folder) / name for name in names if name not in NOT_CONTENT]
+        found += [(file.relative_to(store).as_posix(), file) for file in files]
+    return sorted(found)
+
+
+def content_sha256(store: str | Path) -> str:
+    """SHA-256, in hex, over the names, lengths and bytes of all files of a store folder, in the order of their names.
+
+    The codecs that histomri writes with are deterministic, so equal pixels and metadata give equal hashes. Raises
+    ``FileNotFoundError`` where there is no such folder.
+    """
+    if not Path(store).is_dir():
+        raise FileNotFoundError(f"There is no store at {store}.")
+    digest = hashlib.sha256()
+    for name, file in content_files(store):
+        digest.update(f"{name}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as stream:
+            while block := stream.read(BLOCK_BYTES):
+                digest.update(block)
+    return digest.hexdigest()
