@@ -1,0 +1,229 @@
+"""The three sheets of a study: ``sections.tsv``, ``blocks.tsv`` and ``landmarks.tsv``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from histomri.core.errors import InputError, Problem
+from histomri.core.section import FLIPS, MIRRORS, STATUSES, Block, Section
+from histomri.io.tables import Cells, Table, read_table
+
+SECTION_COLUMNS = (
+    "section",
+    "file",
+    "block",
+    "position_mm",
+    "index",
+    "thickness_mm",
+    "stain",
+    "pixel_size_mm",
+    "region",
+    "channel",
+    "status",
+    "flip",
+    "rotation_deg",
+    "blockface",
+)
+POSITION_TOLERANCE_MM = 1e-6
+
+
+@dataclass(frozen=True)
+class SectionLandmark:
+    """A point seen in a section and in the MRI: ``point_px`` is (y, x) in level-0 pixels, ``mri_mm`` is (z, y, x) LPS."""
+
+    name: str
+    section: str
+    point_px: tuple[float, float]
+    mri_mm: tuple[float, float, float]
+
+
+def read_sections(path: Path, section_spacing_mm: float | None = None) -> tuple[Section, ...]:
+    """Read ``sections.tsv``, in the order of its rows.
+
+    ``section_spacing_mm`` turns the column ``index`` into a position where ``position_mm`` is empty.
+
+    Raises
+    ------
+    InputError
+        With every problem of the sheet.
+    """
+    table = read_table(path, ("section", "file"))
+    problems: list[Problem] = []
+    rows = [Cells(path, row, problems) for row in table.rows]
+    sections = tuple(_section(cells, table, section_spacing_mm) for cells in rows)
+    problems += _missing_spacing(rows, section_spacing_mm)
+    if not sections:
+        problems.append(Problem(str(path), "at least one section was expected, the sheet has none", "add a row for each section"))
+    _reject_repeats(rows, "section", sections, lambda s: s.id)
+    _reject_shared_positions(rows, sections)
+    if problems:
+        raise InputError(*problems)
+    return sections
+
+
+def read_blocks(path: Path) -> tuple[Block, ...]:
+    """Read ``blocks.tsv``, in the order of its rows.
+
+    Raises
+    ------
+    InputError
+        With every problem of the sheet.
+    """
+    table = read_table(path, ("block", "mri"))
+    problems: list[Problem] = []
+    rows = [Cells(path, row, problems) for row in table.rows]
+    blocks = tuple(_block(cells) for cells in rows)
+    if not blocks:
+        problems.append(Problem(str(path), "at least one block was expected, the sheet has none", "add a row for each block"))
+    _reject_repeats(rows, "block", blocks, lambda b: b.id)
+    if problems:
+        raise InputError(*problems)
+    return blocks
+
+
+def read_landmarks(path: Path) -> tuple[SectionLandmark, ...]:
+    """Read ``landmarks.tsv``; its MRI coordinates, RAS millimetres in the sheet, become (z, y, x) LPS.
+
+    Raises
+    ------
+    InputError
+        With every problem of the sheet.
+    """
+    table = read_table(path, ("name", "section", "x", "y", "mri_x", "mri_y", "mri_z"))
+    problems: list[Problem] = []
+    rows = [Cells(path, row, problems) for row in table.rows]
+    landmarks = tuple(_landmark(cells) for cells in rows)
+    _reject_repeats(rows, "name", landmarks, lambda m: (m.name, m.section))
+    if problems:
+        raise InputError(*problems)
+    return landmarks
+
+
+def section_to_dict(section: Section) -> dict[str, Any]:
+    """The section as plain JSON values, for the params of a rule."""
+    return {key: _plain(value) for key, value in asdict(section).items()}
+
+
+def section_from_dict(values: dict[str, Any]) -> Section:
+    """The inverse of :func:`section_to_dict`."""
+    region = values.get("region")
+    fields = {**values, "region": tuple(region) if region is not None else None}
+    return Section(**_with_paths(fields, ("file", "blockface")))
+
+
+def block_to_dict(block: Block) -> dict[str, Any]:
+    """The block as plain JSON values, for the params of a rule."""
+    return {key: _plain(value) for key, value in asdict(block).items()}
+
+
+def block_from_dict(values: dict[str, Any]) -> Block:
+    """The inverse of :func:`block_to_dict`."""
+    return Block(**_with_paths(values, ("mri", "mri_mask")))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _with_paths(values: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {**values, **{key: Path(values[key]) for key in keys if values.get(key) is not None}}
+
+
+def _section(cells: Cells, table: Table, section_spacing_mm: float | None) -> Section:
+    status = cells.choice("status", STATUSES, "ok")
+    file = cells.file("file")
+    if file is None and status in ("ok", "damaged"):
+        cells.reject("file", f"a slide file was expected for a section of status {status!r}", "name it, or set status to missing")
+    return Section(
+        id=cells.name("section"),
+        file=file,
+        position_mm=_position(cells, section_spacing_mm),
+        block=cells.name("block", "block"),
+        stain=cells.name("stain", "histology"),
+        thickness_mm=cells.number("thickness_mm", positive=True),
+        pixel_size_mm=cells.number("pixel_size_mm", positive=True),
+        region=cells.region("region"),
+        channel=cells.text("channel") or None,
+        status=status,
+        flip=cells.choice("flip", FLIPS, "auto"),
+        rotation_deg=cells.number("rotation_deg"),
+        blockface=cells.file("blockface"),
+        extra={c: cells.text(c) for c in table.columns if c and c not in SECTION_COLUMNS},
+    )
+
+
+def _position(cells: Cells, section_spacing_mm: float | None) -> float:
+    """Position along the cutting axis in mm; NaN, and a problem, where the row does not say."""
+    if cells.text("position_mm"):
+        position = cells.number("position_mm")
+        return float("nan") if position is None else position
+    if not cells.text("index"):
+        cells.reject("position_mm", "neither position_mm nor index is given", "fill in one of the two columns")
+        return float("nan")
+    index = cells.number("index")
+    return float("nan") if index is None or section_spacing_mm is None else index * section_spacing_mm
+
+
+def _missing_spacing(rows: Sequence[Cells], section_spacing_mm: float | None) -> list[Problem]:
+    """One problem for all rows that give an index where the distance between sections is not known."""
+    indexed = [c for c in rows if c.text("index") and not c.text("position_mm")]
+    if section_spacing_mm is not None or not indexed:
+        return []
+    what = f"the index of this row and {len(indexed) - 1} more needs the distance between sections, which is not known"
+    where = f"{indexed[0].where}, column index"
+    return [Problem(where, what, "set section_spacing_mm in the config, or fill in position_mm")]
+
+
+def _block(cells: Cells) -> Block:
+    mri, mask = cells.file("mri"), cells.file("mri_mask")
+    if mask is not None and mri is None:
+        cells.reject("mri_mask", "a mask is given without an MRI", "fill in the column mri, or empty mri_mask")
+    return Block(
+        id=cells.name("block"),
+        mri=mri,
+        mri_mask=mask,
+        blockface_pixel_size_mm=cells.number("blockface_pixel_size_mm", positive=True),
+        mirror=cells.choice("mirror", MIRRORS, "no"),
+    )
+
+
+def _landmark(cells: Cells) -> SectionLandmark:
+    if not cells.text("name"):
+        cells.reject("name", "a name was expected, the cell is empty", "fill it in")
+    x, y, right, anterior, superior = (_coordinate(cells, c) for c in ("x", "y", "mri_x", "mri_y", "mri_z"))
+    return SectionLandmark(cells.text("name"), cells.name("section"), (y, x), (superior, -anterior, -right))
+
+
+def _coordinate(cells: Cells, column: str) -> float:
+    value = cells.number(column)
+    if value is None and not cells.text(column):
+        cells.reject(column, "a number was expected, the cell is empty", "fill it in, or remove the row")
+    return float("nan") if value is None else value
+
+
+def _reject_repeats(rows: Sequence[Cells], column: str, items: Iterable[Any], key: Callable[[Any], Any]) -> None:
+    first: dict[Any, int] = {}
+    for cells, item in zip(rows, items, strict=True):
+        number = first.setdefault(key(item), cells.row.number)
+        if number != cells.row.number and cells.text(column):
+            what = f"{cells.text(column)!r} stands in row {number} already"
+            cells.reject(column, what, "give each its own name, or remove one of the rows")
+
+
+def _reject_shared_positions(rows: Sequence[Cells], sections: Sequence[Section]) -> None:
+    """Two sections of a block cannot have been cut at one place; excluded rows (a second scan, say) may repeat it."""
+    first: dict[tuple[str, int], Cells] = {}
+    for cells, section in zip(rows, sections, strict=True):
+        if section.status == "excluded" or section.position_mm != section.position_mm:
+            continue
+        key = (section.block, round(section.position_mm / POSITION_TOLERANCE_MM))
+        other = first.setdefault(key, cells)
+        if other is not cells:
+            column = "position_mm" if cells.text("position_mm") else "index"
+            what = f"block {section.block!r} has a section at {section.position_mm:g} mm in row {other.row.number} already"
+            cells.reject(column, what, "correct one of the positions, or set the status of one of them to excluded")
