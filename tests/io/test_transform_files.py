@@ -65,7 +65,7 @@ def test_section_to_block_is_sampled_finely_enough(tmp_path: Path) -> None:
     write_chain_2d(tmp_path / "t.h5", transform.inverse(), points)
     error = np.abs(_by_itk(tmp_path / "t.h5", points) - transform.inverse().map(points))
     assert np.percentile(error, 95) < 1e-4
-    assert error.max() < 1e-3  # at a kink of the inverse
+    assert error.max() < 2e-3  # at a kink of the inverse
     assert (tmp_path / "t.h5").stat().st_size < 2e6
 
 
