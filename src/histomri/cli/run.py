@@ -6,27 +6,20 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from histomri.io.resources import workflow_root
 
+HELP = "run the whole workflow on a study (what follows CONFIG goes to Snakemake)"
 CORES = ("--cores", "-c", "--jobs", "-j")
 PROFILES = ("--profile", "--workflow-profile")
 
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Add the command to the parser of ``histomri``."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "run",
-        help="run the whole workflow on a study",
-        description="Run the workflow on a study. Whatever follows CONFIG goes to Snakemake as it is.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
     parser.add_argument("--cores", metavar="N", help="cores to use (default: all)")
     parser.add_argument("-n", "--dry-run", action="store_true", help="only say what would be done")
     parser.add_argument("config", type=Path, metavar="CONFIG", help="the study's config file")
     parser.add_argument("snakemake", nargs=argparse.REMAINDER, metavar="...", help="--cores N, -n and any option of Snakemake")
-    parser.set_defaults(run=run)
-    return parser
 
 
 def command(args: argparse.Namespace) -> list[str]:

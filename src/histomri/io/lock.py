@@ -1,0 +1,73 @@
+"""One run at a time in an output folder, by locks that die with the processes that hold them.
+
+Snakemake's own lock is a file that a killed run leaves behind. These are held by the kernel (``flock``), so a kill -9, a lost
+terminal or a reboot leaves nothing to unlock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import IO
+
+from histomri.core.errors import InputError, Problem
+
+RUN_LOCK = ".histomri.lock"
+JOBS_LOCK = ".histomri.jobs.lock"
+# an open file holds its lock; these stay open until the process ends
+_held: list[IO[str]] = []
+
+
+def hold_run(folder: Path) -> None:
+    """Take the folder's one run for the rest of this process, once the jobs that a killed run left behind have ended.
+
+    Raises
+    ------
+    InputError
+        When another run holds it.
+    """
+    file = _open(folder / RUN_LOCK)
+    if not _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        raise InputError(Problem(str(folder), f"a run of this study is under way ({owner})", "wait for it to end, or stop it"))
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    _held.append(file)
+    _wait_for_jobs(folder)
+
+
+def hold_job(folder: Path) -> None:
+    """Mark, for the rest of this process, that a job is at work in the folder; any number may be."""
+    file = _open(folder / JOBS_LOCK)
+    _lock(file, fcntl.LOCK_SH)
+    _held.append(file)
+
+
+def _wait_for_jobs(folder: Path) -> None:
+    """Jobs outlive a workflow that was killed alone; two writers of one store must never meet."""
+    with _open(folder / JOBS_LOCK) as file:
+        if not _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            print(f"Waiting for the jobs of an earlier, killed run in {folder} to end.", file=sys.stderr, flush=True)
+            _lock(file, fcntl.LOCK_EX)
+
+
+def _open(path: Path) -> IO[str]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("a+", encoding="utf-8")
+
+
+def _lock(file: IO[str], how: int) -> bool:
+    """Whether the lock was taken; file systems without locks are said, and taken as free."""
+    try:
+        fcntl.flock(file, how)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        message = f"warning: {file.name}: this file system has no locks ({error.strerror}); run one workflow at a time."
+        print(message, file=sys.stderr)
+    return True

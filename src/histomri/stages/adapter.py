@@ -1,0 +1,75 @@
+"""What every job needs around its one stage function: a log that gets everything, threads, and the mark that it is at work."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from histomri.core.errors import HistomriError
+from histomri.io.lock import hold_job
+
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+    "OPENCV_FOR_THREADS_NUM",
+    "BLOSC_NTHREADS",
+)
+
+
+def use_threads(threads: int) -> None:
+    """Grant the numerical libraries this many threads, those that are imported already and those that will be."""
+    for variable in THREAD_VARIABLES:
+        os.environ[variable] = str(threads)
+    loaded = sys.modules
+    if "numba" in loaded:
+        loaded["numba"].set_num_threads(min(threads, loaded["numba"].config.NUMBA_NUM_THREADS))
+    if "cv2" in loaded:
+        loaded["cv2"].setNumThreads(threads)
+    if "SimpleITK" in loaded:
+        loaded["SimpleITK"].ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+
+
+@contextmanager
+def job(snakemake: Any) -> Iterator[None]:
+    """Run the body as one job of the workflow, in the study's output folder.
+
+    Everything written to stdout and stderr, by Python or by a library, goes to the job's log, and so does a traceback; an
+    error of ours goes there in words too. Ends the process with status 1 when the body raises.
+    """
+    terminal = _send_output_to(Path(str(snakemake.log[0])))
+    hold_job(Path.cwd())
+    use_threads(snakemake.threads)
+    started = time.monotonic()
+    try:
+        yield
+    except Exception as error:
+        traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        text = str(error) if isinstance(error, HistomriError) else f"{type(error).__name__}: {error}"
+        os.write(terminal, f"{snakemake.rule}: {text}\n".encode())
+        # not sys.exit: its traceback and the interpreter's clean-up say nothing more, and may hang on a library's threads
+        os._exit(1)
+    print(f"{snakemake.rule}: done in {time.monotonic() - started:.1f} s", flush=True)
+
+
+def _send_output_to(log: Path) -> int:
+    """Point the process's stdout and stderr at the log; returns the former stderr."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+    return terminal
