@@ -1,0 +1,78 @@
+"""How regular the transforms of a stack are: folding, parts of the affine, roughness along the cutting axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from histomri.core import Grid, Image
+from histomri.evaluation.planes import sample_2d
+from histomri.transforms import Affine
+from histomri.transforms.placement import Placement
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class TransformParts:
+    """The parts of a section's affine ``L = [mirror y] R(rotation) [[scale_x, shear scale_y], [0, scale_y]]`` on (x, y).
+
+    ``rotation_deg`` lies in -180 to 180 and turns x towards y; the scales are section mm per block mm and positive;
+    ``shear`` is a ratio; ``stretch`` is the larger principal scale over the smaller one.
+    """
+
+    rotation_deg: float
+    scale_x: float
+    scale_y: float
+    shear: float
+    stretch: float
+    mirrored: bool
+
+
+def transform_parts(affine: Affine) -> TransformParts:
+    """The parts of the linear part of a 2D affine from the block's plane to a section."""
+    xy = affine.linear[::-1, ::-1]
+    mirrored = bool(np.linalg.det(xy) < 0)
+    q, r = np.linalg.qr(np.diag([1.0, -1.0]) @ xy if mirrored else xy)
+    signs = np.sign(np.diag(r))
+    q, r = q * signs, signs[:, None] * r
+    principal = np.linalg.svd(xy, compute_uv=False)
+    return TransformParts(
+        rotation_deg=float(np.degrees(np.arctan2(q[1, 0], q[0, 0]))),
+        scale_x=float(r[0, 0]),
+        scale_y=float(r[1, 1]),
+        shear=float(r[0, 1] / r[1, 1]),
+        stretch=float(principal[0] / principal[1]),
+        mirrored=mirrored,
+    )
+
+
+def folding_area(placement: Placement, grid: Grid, tissue: Mask) -> int:
+    """Pixels of tissue on the block's plane where the section's deformation folds (Jacobian determinant not positive)."""
+    if placement.field is None:
+        return 0
+    determinant = Image(placement.field.grid, placement.field.jacobian_determinant())
+    inside = placement.field.grid.contains(grid.points()) & tissue
+    return int((sample_2d(determinant, grid.points())[inside] <= 0).sum())
+
+
+def _perimeter(mask: Mask) -> float:
+    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    return float(sum(cv2.arcLength(outline, True) for outline in outlines))
+
+
+def contour_roughness(masks: Sequence[Mask], spacing_mm: float) -> NDArray[np.float64]:
+    """Mean second difference, in mm, of the tissue's outline along the cutting axis, one per inner section.
+
+    Where a section's outline departs from the middle of its neighbours', area is covered that they do not share; that
+    area, ``|T[i-1] - 2 T[i] + T[i+1]|``, divided by the outline's length is the mean distance by which it departs.
+    """
+    out = []
+    for before, here, after in zip(masks, masks[1:], masks[2:], strict=False):
+        area = np.abs(before.astype(int) - 2 * here + after).sum() * spacing_mm**2
+        out.append(area / max(_perimeter(here) * spacing_mm, spacing_mm))
+    return np.asarray(out, float)
