@@ -28,8 +28,8 @@ $(STAMP): envs/requirements.lock pyproject.toml
 	if [ -z "$$python" ]; then echo "Python 3.11 or newer with venv and pip is needed (make PYTHON=/path/to/python3 names one)." >&2; exit 1; fi; \
 	echo "Installing into $(VENV) with $$($$python --version) (a minute or two) ..."; \
 	"$$python" -m venv $(VENV)
-	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r envs/requirements.lock
-	@$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@$(PY) -m pip install -qq --disable-pip-version-check --require-hashes -r envs/requirements.lock
+	@$(PY) -m pip install -qq --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch $@
 
 # The stamp is written last: a folder that was left half made is made again.
