@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from histomri.core.errors import InputError, Problem
 from histomri.core.section import FLIPS, MIRRORS, STATUSES, Block, Section
-from histomri.io.tables import Cells, Table, read_table
+from histomri.io.tables import Cells, read_table
 
 SECTION_COLUMNS = (
     "section",
@@ -28,6 +28,7 @@ SECTION_COLUMNS = (
     "blockface",
 )
 POSITION_TOLERANCE_MM = 1e-6
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,21 @@ class SectionLandmark:
     mri_mm: tuple[float, float, float]
 
 
+@dataclass(frozen=True)
+class Parsed(Generic[Item]):
+    """What a sheet holds: its items, the row number of each, and everything that is wrong with it."""
+
+    items: tuple[Item, ...] = ()
+    rows: tuple[int, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+    def checked(self) -> tuple[Item, ...]:
+        """The items; raises :class:`InputError` with every problem where there is one."""
+        if self.problems:
+            raise InputError(*self.problems)
+        return self.items
+
+
 def read_sections(path: Path, section_spacing_mm: float | None = None) -> tuple[Section, ...]:
     """Read ``sections.tsv``, in the order of its rows.
 
@@ -50,38 +66,12 @@ def read_sections(path: Path, section_spacing_mm: float | None = None) -> tuple[
     InputError
         With every problem of the sheet.
     """
-    table = read_table(path, ("section", "file"))
-    problems: list[Problem] = []
-    rows = [Cells(path, row, problems) for row in table.rows]
-    sections = tuple(_section(cells, table, section_spacing_mm) for cells in rows)
-    problems += _missing_spacing(rows, section_spacing_mm)
-    if not sections:
-        problems.append(Problem(str(path), "at least one section was expected, the sheet has none", "add a row for each section"))
-    _reject_repeats(rows, "section", sections, lambda s: s.id)
-    _reject_shared_positions(rows, sections)
-    if problems:
-        raise InputError(*problems)
-    return sections
+    return parse_sections(path, section_spacing_mm).checked()
 
 
 def read_blocks(path: Path) -> tuple[Block, ...]:
-    """Read ``blocks.tsv``, in the order of its rows.
-
-    Raises
-    ------
-    InputError
-        With every problem of the sheet.
-    """
-    table = read_table(path, ("block", "mri"))
-    problems: list[Problem] = []
-    rows = [Cells(path, row, problems) for row in table.rows]
-    blocks = tuple(_block(cells) for cells in rows)
-    if not blocks:
-        problems.append(Problem(str(path), "at least one block was expected, the sheet has none", "add a row for each block"))
-    _reject_repeats(rows, "block", blocks, lambda b: b.id)
-    if problems:
-        raise InputError(*problems)
-    return blocks
+    """Read ``blocks.tsv``, in the order of its rows; raises :class:`InputError` with every problem of the sheet."""
+    return parse_blocks(path).checked()
 
 
 def read_landmarks(path: Path) -> tuple[SectionLandmark, ...]:
@@ -92,14 +82,51 @@ def read_landmarks(path: Path) -> tuple[SectionLandmark, ...]:
     InputError
         With every problem of the sheet.
     """
-    table = read_table(path, ("name", "section", "x", "y", "mri_x", "mri_y", "mri_z"))
-    problems: list[Problem] = []
+    return parse_landmarks(path).checked()
+
+
+def parse_sections(path: Path, section_spacing_mm: float | None = None) -> Parsed[Section]:
+    """As :func:`read_sections`, with the problems beside the rows in place of an error."""
+
+    def check(rows: Sequence[Cells], sections: Sequence[Section]) -> None:
+        _reject_missing_spacing(rows, section_spacing_mm)
+        _reject_repeats(rows, "section", [s.id for s in sections])
+        _reject_shared_positions(rows, sections)
+
+    return _parse(path, ("section", "file"), lambda cells: _section(cells, section_spacing_mm), check)
+
+
+def parse_blocks(path: Path) -> Parsed[Block]:
+    """As :func:`read_blocks`, with the problems beside the rows in place of an error."""
+    return _parse(path, ("block", "mri"), _block, lambda rows, blocks: _reject_repeats(rows, "block", [b.id for b in blocks]))
+
+
+def parse_landmarks(path: Path) -> Parsed[SectionLandmark]:
+    """As :func:`read_landmarks`, with the problems beside the rows in place of an error."""
+    columns = ("name", "section", "x", "y", "mri_x", "mri_y", "mri_z")
+    return _parse(
+        path, columns, _landmark, lambda rows, marks: _reject_repeats(rows, "name", [(m.name, m.section) for m in marks])
+    )
+
+
+def _parse(
+    path: Path,
+    required: Sequence[str],
+    convert: Callable[[Cells], Item],
+    check: Callable[[Sequence[Cells], Sequence[Item]], None],
+) -> Parsed[Item]:
+    """Convert every row of a sheet, then check the rows against each other."""
+    try:
+        table = read_table(path, required)
+    except InputError as error:
+        return Parsed(problems=error.problems)
+    problems = list(table.problems)
+    if not table.rows:
+        problems.append(Problem(str(path), "at least one row was expected, the sheet has none", "fill it in"))
     rows = [Cells(path, row, problems) for row in table.rows]
-    landmarks = tuple(_landmark(cells) for cells in rows)
-    _reject_repeats(rows, "name", landmarks, lambda m: (m.name, m.section))
-    if problems:
-        raise InputError(*problems)
-    return landmarks
+    items = tuple(convert(cells) for cells in rows)
+    check(rows, items)
+    return Parsed(items, tuple(row.number for row in table.rows), tuple(problems))
 
 
 def section_to_dict(section: Section) -> dict[str, Any]:
@@ -134,7 +161,7 @@ def _with_paths(values: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     return {**values, **{key: Path(values[key]) for key in keys if values.get(key) is not None}}
 
 
-def _section(cells: Cells, table: Table, section_spacing_mm: float | None) -> Section:
+def _section(cells: Cells, section_spacing_mm: float | None) -> Section:
     status = cells.choice("status", STATUSES, "ok")
     file = cells.file("file")
     if file is None and status in ("ok", "damaged"):
@@ -153,7 +180,7 @@ def _section(cells: Cells, table: Table, section_spacing_mm: float | None) -> Se
         flip=cells.choice("flip", FLIPS, "auto"),
         rotation_deg=cells.number("rotation_deg"),
         blockface=cells.file("blockface"),
-        extra={c: cells.text(c) for c in table.columns if c and c not in SECTION_COLUMNS},
+        extra={c: text for c, text in cells.row.cells.items() if c and c not in SECTION_COLUMNS},
     )
 
 
@@ -169,14 +196,12 @@ def _position(cells: Cells, section_spacing_mm: float | None) -> float:
     return float("nan") if index is None or section_spacing_mm is None else index * section_spacing_mm
 
 
-def _missing_spacing(rows: Sequence[Cells], section_spacing_mm: float | None) -> list[Problem]:
+def _reject_missing_spacing(rows: Sequence[Cells], section_spacing_mm: float | None) -> None:
     """One problem for all rows that give an index where the distance between sections is not known."""
     indexed = [c for c in rows if c.text("index") and not c.text("position_mm")]
-    if section_spacing_mm is not None or not indexed:
-        return []
-    what = f"the index of this row and {len(indexed) - 1} more needs the distance between sections, which is not known"
-    where = f"{indexed[0].where}, column index"
-    return [Problem(where, what, "set section_spacing_mm in the config, or fill in position_mm")]
+    if section_spacing_mm is None and indexed:
+        what = f"the index of this row and {len(indexed) - 1} more needs the distance between sections, which is not known"
+        indexed[0].reject("index", what, "set section_spacing_mm in the config, or fill in position_mm")
 
 
 def _block(cells: Cells) -> Block:
@@ -206,10 +231,10 @@ def _coordinate(cells: Cells, column: str) -> float:
     return float("nan") if value is None else value
 
 
-def _reject_repeats(rows: Sequence[Cells], column: str, items: Iterable[Any], key: Callable[[Any], Any]) -> None:
-    first: dict[Any, int] = {}
-    for cells, item in zip(rows, items, strict=True):
-        number = first.setdefault(key(item), cells.row.number)
+def _reject_repeats(rows: Sequence[Cells], column: str, keys: Sequence[object]) -> None:
+    first: dict[object, int] = {}
+    for cells, key in zip(rows, keys, strict=True):
+        number = first.setdefault(key, cells.row.number)
         if number != cells.row.number and cells.text(column):
             what = f"{cells.text(column)!r} stands in row {number} already"
             cells.reject(column, what, "give each its own name, or remove one of the rows")

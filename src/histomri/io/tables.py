@@ -7,7 +7,7 @@ import csv
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,11 +31,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A sheet as read: its path, its columns and its rows, blank and comment (``#``) lines left out."""
+    """A sheet as read: its columns, its rows (blank and comment, ``#``, lines left out) and what is wrong with single rows."""
 
-    path: Path
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
+    problems: tuple[Problem, ...] = ()
 
 
 def read_table(path: Path, required: Sequence[str]) -> Table:
@@ -44,22 +44,24 @@ def read_table(path: Path, required: Sequence[str]) -> Table:
     Raises
     ------
     InputError
-        When the file is missing, is not text, lacks a required column, repeats a column or has rows longer than the header.
+        When the file is missing, is not text, lacks a required column or repeats a column.
     """
     lines = _numbered_cells(_read_text(path))
     if not lines:
         raise InputError(Problem(str(path), "a header row was expected, the file is empty", "write the header row"))
     columns = tuple(lines[0][1])
-    problems = _header_problems(path, columns, required)
-    rows = []
-    for number, cells in lines[1:]:
-        if len(cells) > len(columns):
-            what = f"{len(columns)} cells were expected, {len(cells)} found"
-            problems.append(Problem(f"{path}, row {number}", what, "remove the extra tabs, or name the columns in the header"))
-        rows.append(Row(number, dict(zip(columns, cells + [""] * len(columns), strict=False))))
-    if problems:
-        raise InputError(*problems)
-    return Table(path, columns, tuple(rows))
+    header = _header_problems(path, columns, required)
+    if header:
+        raise InputError(*header)
+    rows = tuple(Row(number, dict(zip(columns, cells + [""] * len(columns), strict=False))) for number, cells in lines[1:])
+    return Table(columns, rows, tuple(_long_rows(path, len(columns), lines[1:])))
+
+
+def _long_rows(path: Path, width: int, lines: Sequence[tuple[int, list[str]]]) -> Iterator[Problem]:
+    for number, cells in lines:
+        if any(cells[width:]):
+            what = f"{width} cells were expected, {len(cells)} found"
+            yield Problem(f"{path}, row {number}", what, "remove the extra tabs, or name the columns in the header")
 
 
 def _read_text(path: Path) -> str:
