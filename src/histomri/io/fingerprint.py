@@ -25,7 +25,7 @@ NO_FILE = "no file"
 def code_fingerprint(script: Path) -> str:
     """SHA-256, in hex, of the logic of a script and of every ``histomri`` module that it imports, directly or not.
 
-    Docstrings, comments and layout do not count. Files beside the modules that are not Python (a template, say) count whole.
+    Docstrings, comments and layout do not count. Files beside a module that it names in a string (a template, say) count whole.
     """
     digest = hashlib.sha256(_logic(script).encode())
     for module in sorted(modules_of(script)):
@@ -57,8 +57,15 @@ def _module_imports(module: str) -> tuple[str, ...]:
 def _module_logic(module: str) -> str:
     file = _file(module)
     assert file is not None
-    data = sorted(p for p in file.parent.iterdir() if p.is_file() and p.suffix not in (".py", ".pyc", ".partial"))
-    return "\0".join([_logic(file), *(f"{p.name} {hashlib.sha256(p.read_bytes()).hexdigest()}" for p in data)])
+    return "\0".join([_logic(file), *(f"{p.name} {hashlib.sha256(p.read_bytes()).hexdigest()}" for p in _data(file))])
+
+
+def _data(file: Path) -> list[Path]:
+    """The files beside a module, or in a folder beside it, that are not Python and that the module names in a string."""
+    named = {n.value for n in ast.walk(_tree(file)) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    beside = [p for p in file.parent.iterdir() if p.name in named and p.suffix != ".py"]
+    found = [f for p in beside for f in ([p] if p.is_file() else p.rglob("*"))]
+    return sorted(f for f in found if f.is_file() and f.suffix != ".pyc")
 
 
 def _file(module: str) -> Path | None:

@@ -6,13 +6,15 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from histomri.core.errors import HistomriError
 from histomri.io.lock import hold_job
+
+Key = TypeVar("Key")
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -36,6 +38,11 @@ def use_threads(threads: int) -> None:
         loaded["cv2"].setNumThreads(threads)
     if "SimpleITK" in loaded:
         loaded["SimpleITK"].ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+
+
+def files_of(ids: Sequence[Key], files: Sequence[str]) -> dict[Key, Path]:
+    """The files of sections, blocks or volumes, which a rule gives in the order of their ids, by id."""
+    return {i: Path(f) for i, f in zip(ids, files, strict=True)}
 
 
 @contextmanager

@@ -1,0 +1,53 @@
+"""blockface: photographs of the block become a calibrated volume, and each section finds its own photograph."""
+
+
+rule blockface_volume:
+    input:
+        photographs=lambda w: [s["blockface"] for s in photographed(w.block)],
+    output:
+        store=directory("blockface/{block}.ome.zarr"),
+        manifest="blockface/{block}/manifest.json",
+    params:
+        sections=lambda w: photographed(w.block),
+        block=lambda w: block_for_blockface(w.block),
+        photographs=lambda w: [content(s["blockface"]) for s in photographed(w.block)],
+        settings=settings("blockface"),
+        code=code("blockface", "blockface_volume"),
+    log:
+        "logs/blockface/{block}/volume.log",
+    benchmark:
+        "benchmarks/blockface/{block}/volume.tsv"
+    threads: 8
+    resources:
+        mem_mb=lambda w, attempt: grown(attempt, 2000, 20, len(photographed(w.block))),
+        runtime=lambda w: 60 + len(photographed(w.block)),
+    conda:
+        "../../envs/histomri.yaml"
+    script:
+        "../scripts/blockface/blockface_volume.py"
+
+
+rule blockface_place:
+    input:
+        manifests=lambda w: manifests(w.block),
+        blockface="blockface/{block}/manifest.json",
+    output:
+        placements="blockface/{block}/placements.json",
+        fields="blockface/{block}/placements.fields.npy",
+    params:
+        sections=lambda w: rows(w.block),
+        manifest_sections=lambda w: manifest_sections(w.block),
+        settings=settings("blockface"),
+        code=code("blockface", "blockface_place"),
+    log:
+        "logs/blockface/{block}/place.log",
+    benchmark:
+        "benchmarks/blockface/{block}/place.tsv"
+    threads: 8
+    resources:
+        mem_mb=lambda w, attempt: grown(attempt, 3000, 5, len(manifests(w.block))),
+        runtime=lambda w: 60 + 2 * len(manifests(w.block)),
+    conda:
+        "../../envs/histomri.yaml"
+    script:
+        "../scripts/blockface/blockface_place.py"

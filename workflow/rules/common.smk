@@ -1,0 +1,297 @@
+"""The study, and what rules ask about it: which files a job needs, and what else it depends on."""
+
+import os
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from histomri.core.errors import HistomriError, InputError, Problem
+from histomri.io.config import STAGES, Study, default_config, load_study
+from histomri.io.fingerprint import code_fingerprint, file_fingerprint
+from histomri.io.lock import hold_run as hold_run_of
+from histomri.io.sheets import block_to_dict, section_to_dict
+
+SCRIPTS = Path(workflow.basedir) / "workflow" / "scripts"
+# what only ingest and blockface read of a section's row; a change of it reaches the later stages through the manifests
+SLIDE_COLUMNS = {"file": None, "blockface": None, "channel": None, "pixel_size_mm": None}
+VOLUME_FILES = (".json", ".nii.gz", "_coverage.nii.gz")
+
+
+# ---------------------------------------------------------------- the study
+
+
+def empty_study():
+    """No sections at all, for `snakemake --lint` without a config."""
+    here = Path.cwd()
+    return Study("none", None, here, None, (), (), None, here, "auto", None, None, default_config())
+
+
+def find_study():
+    """The study of the one config file that the command line names."""
+    files = workflow.overwrite_configfiles
+    if not files and "--lint" in sys.argv:
+        return empty_study()
+    if len(files) != 1:
+        raise WorkflowError("Name the study's config file: snakemake --configfile CONFIG --cores 8 (one file, found %d)." % len(files))
+    if workflow.config_settings.config:
+        raise WorkflowError("--config is not read here: write the key into the config file, so that it is there when the study is run again.")
+    try:
+        study = load_study(files[0])
+        if workflow.is_main_process:
+            check_files(study)
+        return study
+    except HistomriError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def check_files(study):
+    """Refuse at once what would stop a run in the middle; `histomri check` says far more."""
+    remedy = "correct the path, or set the section's status to missing"
+    problems = [
+        Problem(f"{study.sections_path}, section {s.id}", f"there is no file {f}", remedy)
+        for s in study.sections
+        for f in (s.file if s.is_used else None, s.blockface)
+        if f and not f.is_file()
+    ]
+    problems += [
+        Problem(f"{study.blocks_path}, block {b.id}", f"there is no file {f}", "correct the path")
+        for b in study.blocks
+        for f in (b.mri, b.mri_mask)
+        if f and not f.is_file()
+    ]
+    if study.landmarks and not study.landmarks.is_file():
+        problems.append(Problem("config, key landmarks", f"there is no file {study.landmarks}", "correct the path"))
+    if problems:
+        raise InputError(*problems)
+
+
+STUDY = find_study()
+STACKS = STUDY.stacks
+USED = {s.id: s for stack in STACKS.values() for s in stack.used}
+BLOCKS = {b.id: b for b in STUDY.blocks}
+MRI_BLOCKS = [b for b in BLOCKS if STUDY.has_mri(b)]
+
+
+def hold_run(folder):
+    """Refuse a second run of the study, until this process ends however it ends."""
+    try:
+        hold_run_of(Path(folder))
+    except HistomriError as error:
+        raise WorkflowError(str(error)) from None
+
+
+# ---------------------------------------------------------------- the user's files
+
+
+def portable(path):
+    """A user's file as the jobs see it.
+
+    Where the file and the output folder lie below one folder with the config, it is relative to the output folder, so that the
+    whole may move without a rerun; elsewhere it is absolute, so that the study may move while its slides stay.
+    """
+    config = STUDY.config_path.parent if STUDY.config_path else STUDY.output
+    home = Path(os.path.commonpath([config, STUDY.output]))
+    if home == Path(home.anchor) or not path.is_relative_to(home):
+        return path
+    # `..` of a linked output folder leads elsewhere than its name says
+    real = (home.resolve() / path.relative_to(home), STUDY.output.resolve())
+    return Path(os.path.relpath(*real)) if real[1].is_relative_to(home.resolve()) else path
+
+
+def portable_files(record, *columns):
+    """The section or block with its files as the jobs see them."""
+    given = {c: getattr(record, c) for c in columns}
+    return replace(record, **{c: portable(f) for c, f in given.items() if f})
+
+
+@cache
+def content(path):
+    """What a user's file holds, in short; Snakemake alone would miss a slide that an older file replaced."""
+    return file_fingerprint(STUDY.output / path)
+
+
+# ---------------------------------------------------------------- params
+
+
+def code(stage, rule_name):
+    """The logic that a rule runs."""
+    return code_fingerprint(SCRIPTS / stage / f"{rule_name}.py")
+
+
+def settings(stage, *left_out):
+    """The settings of a stage without those that the rule does not use."""
+    return {k: v for k, v in STUDY.stage(stage).items() if k not in left_out}
+
+
+def only(stage, *names):
+    """These settings of a stage."""
+    return {k: v for k, v in STUDY.stage(stage).items() if k in names}
+
+
+def ingested(section_id):
+    """A section's row for ingest."""
+    return section_to_dict(portable_files(STUDY.section(section_id), "file", "blockface"))
+
+
+def photographed(block_id):
+    """The sections of a block that name a photograph, lost ones too: the block was there all the same."""
+    found = [s for s in STACKS[block_id].sections if s.blockface]
+    return [section_to_dict(replace(portable_files(s, "blockface"), file=None, extra={})) for s in found]
+
+
+def rows(block_id=None, extra=False):
+    """The rows of a block's sections (or of all), lost ones too, without what only ingest reads."""
+    found = STUDY.sections if block_id is None else STACKS[block_id].sections
+    return [section_to_dict(replace(s, **SLIDE_COLUMNS, **({} if extra else {"extra": {}}))) for s in found]
+
+
+def block_row(block_id):
+    """A block's row."""
+    return block_to_dict(portable_files(BLOCKS[block_id], "mri", "mri_mask"))
+
+
+def block_for_blockface(block_id):
+    """A block's row without its MRI, which photographs know nothing of."""
+    return block_to_dict(replace(BLOCKS[block_id], mri=None, mri_mask=None, mirror="no"))
+
+
+def block_rows():
+    """The rows of all blocks."""
+    return [block_row(b) for b in BLOCKS]
+
+
+# ---------------------------------------------------------------- files of the stages
+
+
+def manifest(section_id):
+    """What stands for an ingested section."""
+    return f"ingest/{section_id}/manifest.json"
+
+
+def manifests(block_id=None, stain=None):
+    """The manifests of a block's used sections (of all), of one stain where it is given."""
+    found = [s for s in USED.values() if block_id in (None, s.block) and stain in (None, s.stain)]
+    return [manifest(s.id) for s in found]
+
+
+def manifest_sections(block_id=None, stain=None):
+    """The ids that belong to `manifests`, in its order."""
+    return [s.id for s in USED.values() if block_id in (None, s.block) and stain in (None, s.stain)]
+
+
+@cache
+def batches(block_id):
+    """The pairs of sections that are compared, in batches of a job each."""
+    # not at the top: it loads the numerical libraries, and most jobs plan nothing
+    from histomri.stages.stack import plan_pairs
+
+    stack = STUDY.stage("stack")
+    return plan_pairs(STACKS[block_id].sections, stack["reach"], stack["batch"])
+
+
+def batch_pairs(block_id, batch):
+    """The pairs of one batch, as lists, as JSON would have them."""
+    return [list(pair) for pair in batches(block_id)[int(batch)]]
+
+
+def batch_sections(block_id, batch):
+    """The sections that a batch compares, in the order of the stack."""
+    wanted = {i for pair in batches(block_id)[int(batch)] for i in pair}
+    return [s.id for s in STACKS[block_id].sections if s.id in wanted]
+
+
+def edges(block_id):
+    """All measured pairs of a block."""
+    return [f"stack/{block_id}/edges/{n}.json" for n in range(len(batches(block_id)))]
+
+
+def blockface_placements(block_id):
+    """Where the photographs say that the sections lie; nothing without photographs."""
+    return [f"blockface/{block_id}/placements.json"] if STUDY.has_blockface(block_id) else []
+
+
+def mri_files(block_id):
+    """The block's MRI and its mask, as far as they are there."""
+    row = portable_files(BLOCKS[block_id], "mri", "mri_mask")
+    return [f for f in (row.mri, row.mri_mask) if f]
+
+
+def final_placements(block_id):
+    """The placements that everything after registration uses."""
+    return f"{'mri' if STUDY.has_mri(block_id) else 'stack'}/{block_id}/placements.json"
+
+
+def any_of(values):
+    """A wildcard constraint: exactly these values, whatever characters they hold."""
+    import re
+
+    return "|".join(map(re.escape, sorted(values))) or "(?!)"
+
+
+def landmarks():
+    """The sheet of landmarks, as far as it is there."""
+    return [portable(STUDY.landmarks)] if STUDY.landmarks else []
+
+
+def grids(block_id):
+    """The names of the grids that a block's volumes are made on."""
+    return list(STUDY.stage("resample")["grids"])
+
+
+def resample_settings(grid):
+    """The settings of the stage with this grid alone, so that another grid's change leaves this one's volumes."""
+    return {**settings("resample"), "grids": {grid: STUDY.stage("resample")["grids"][grid]}}
+
+
+def volume_keys():
+    """Block, stain and grid of every volume that is asked for."""
+    return [[b, stain, grid] for b in BLOCKS for stain in STUDY.stains(b) for grid in grids(b)]
+
+
+def volumes():
+    """Every volume that is asked for, without its ending, in the order of `volume_keys`."""
+    return [f"volumes/{block}/{stain}_in_{grid}" for block, stain, grid in volume_keys()]
+
+
+def given_files():
+    """Everything that the user gave."""
+    sheets = [STUDY.sections_path, *([STUDY.blocks_path] if STUDY.blocks_path else [])]
+    slides = [s.file for s in USED.values()]
+    photographs = [s.blockface for s in STUDY.sections if s.blockface]
+    found = [portable(f) for f in (*sheets, *slides, *photographs)] + landmarks() + [f for b in BLOCKS for f in mri_files(b)]
+    return list(dict.fromkeys(found))
+
+
+def results():
+    """The public results, and the manifests that stand for the stores among them."""
+    return [
+        *(f"sections/{i}.ome.zarr" for i in USED),
+        *manifests(),
+        *(f"blockface/{b}.ome.zarr" for b in BLOCKS if STUDY.has_blockface(b)),
+        "transforms/graph.json",
+        *(f"transforms/{b}" for b in BLOCKS),
+        *(f"{v}{ending}" for v in volumes() for ending in (".ome.zarr", *VOLUME_FILES)),
+        "evaluation/metrics.json",
+        "evaluation/sections.tsv",
+        "evaluation/landmarks.tsv",
+        "report/index.html",
+        "provenance.json",
+    ]
+
+
+# ---------------------------------------------------------------- resources
+
+
+def grown(attempt, base, per_item=0, items=0):
+    """Memory of a job in MB, half as much again at every retry."""
+    return int((base + per_item * items) * 1.5 ** (attempt - 1))
+
+
+wildcard_constraints:
+    section=any_of(USED),
+    block=any_of(BLOCKS),
+    batch=r"\d+",
+    stain=any_of({s.stain for s in USED.values()}),

@@ -1,0 +1,103 @@
+"""evaluate: numbers, flags with reasons, the report, and what everything came from."""
+
+
+rule evaluate:
+    input:
+        manifests=manifests(),
+        placements=[final_placements(b) for b in BLOCKS],
+        initial=[f"stack/{b}/placements.json" for b in BLOCKS],
+        poses=[f"mri/{b}/pose.json" for b in MRI_BLOCKS],
+        graph="transforms/graph.json",
+        mri=[f for b in MRI_BLOCKS for f in mri_files(b)],
+        landmarks=landmarks(),
+    output:
+        metrics="evaluation/metrics.json",
+        sections="evaluation/sections.tsv",
+        landmarks="evaluation/landmarks.tsv",
+    params:
+        study=lambda w: STUDY.name,
+        sections=rows(extra=True),
+        manifest_sections=manifest_sections(),
+        blocks=block_rows(),
+        block_ids=list(BLOCKS),
+        mri_blocks=MRI_BLOCKS,
+        contents=[content(f) for f in (*landmarks(), *(f for b in MRI_BLOCKS for f in mri_files(b)))],
+        settings=settings("evaluate", "report_pixels", "report_max_mb"),
+        code=code("evaluate", "evaluate"),
+    log:
+        "logs/evaluate/evaluate.log",
+    benchmark:
+        "benchmarks/evaluate/evaluate.tsv"
+    threads: 8
+    resources:
+        mem_mb=lambda w, attempt: grown(attempt, 4000, 5, len(USED)),
+        runtime=60 + len(USED),
+    conda:
+        "../../envs/histomri.yaml"
+    script:
+        "../scripts/evaluate/evaluate.py"
+
+
+rule report:
+    input:
+        manifests=manifests(),
+        placements=[final_placements(b) for b in BLOCKS],
+        mri=[f for b in MRI_BLOCKS for f in mri_files(b)],
+        volumes=[f"{v}.json" for v in volumes()],
+        niftis=[f"{v}.nii.gz" for v in volumes()],
+        evaluation=["evaluation/metrics.json", "evaluation/sections.tsv", "evaluation/landmarks.tsv"],
+    output:
+        report="report/index.html",
+    params:
+        study=lambda w: STUDY.name,
+        sections=rows(),
+        manifest_sections=manifest_sections(),
+        blocks=block_rows(),
+        block_ids=list(BLOCKS),
+        volumes=volume_keys(),
+        settings=only("evaluate", "spacing_mm", "max_pixels", "report_pixels", "report_max_mb"),
+        code=code("evaluate", "report"),
+    log:
+        "logs/evaluate/report.log",
+    benchmark:
+        "benchmarks/evaluate/report.tsv"
+    threads: 4
+    resources:
+        mem_mb=lambda w, attempt: grown(attempt, 4000, 5, len(USED)),
+        runtime=60 + len(USED),
+    conda:
+        "../../envs/histomri.yaml"
+    script:
+        "../scripts/evaluate/report.py"
+
+
+rule provenance:
+    input:
+        given=given_files(),
+        made=[
+            *manifests(),
+            *(final_placements(b) for b in BLOCKS),
+            "transforms/graph.json",
+            *(f"{v}{ending}" for v in volumes() for ending in VOLUME_FILES),
+            "evaluation/metrics.json",
+            "evaluation/sections.tsv",
+            "report/index.html",
+        ],
+    output:
+        provenance="provenance.json",
+    params:
+        study=lambda w: STUDY.name,
+        config=STUDY.config,
+        code=code("evaluate", "provenance"),
+    log:
+        "logs/evaluate/provenance.log",
+    benchmark:
+        "benchmarks/evaluate/provenance.tsv"
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: grown(attempt, 1000),
+        runtime=60 + len(USED),
+    conda:
+        "../../envs/histomri.yaml"
+    script:
+        "../scripts/evaluate/provenance.py"

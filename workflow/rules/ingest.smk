@@ -1,0 +1,27 @@
+"""ingest: a slide file becomes a pyramid, a tissue mask and a manifest that stands for both."""
+
+
+rule ingest_section:
+    input:
+        slide=lambda w: portable(USED[w.section].file),
+    output:
+        store=directory("sections/{section}.ome.zarr"),
+        manifest="ingest/{section}/manifest.json",
+    params:
+        section=lambda w: ingested(w.section),
+        slide=lambda w: content(portable(USED[w.section].file)),
+        pixel_size_mm=STUDY.pixel_size_mm,
+        settings=settings("ingest"),
+        code=code("ingest", "ingest_section"),
+    log:
+        "logs/ingest/{section}.log",
+    benchmark:
+        "benchmarks/ingest/{section}.tsv"
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: grown(attempt, 2000),
+        runtime=120,
+    conda:
+        "../../envs/histomri.yaml"
+    script:
+        "../scripts/ingest/ingest_section.py"

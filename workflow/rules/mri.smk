@@ -1,0 +1,85 @@
+"""mri: the pose of the block in its MRI, each section to its plane of the MRI, and the transforms for everybody else."""
+
+
+rule mri_pose:
+    input:
+        manifests=lambda w: manifests(w.block),
+        placements="stack/{block}/placements.json",
+        mri=lambda w: mri_files(w.block),
+    output:
+        pose="mri/{block}/pose.json",
+    params:
+        sections=lambda w: rows(w.block),
+        manifest_sections=lambda w: manifest_sections(w.block),
+        block=lambda w: block_row(w.block),
+        mri=lambda w: [content(f) for f in mri_files(w.block)],
+        settings=settings("mri"),
+        code=code("mri", "mri_pose"),
+    log:
+        "logs/mri/{block}/pose.log",
+    benchmark:
+        "benchmarks/mri/{block}/pose.tsv"
+    threads: 8
+    resources:
+        mem_mb=lambda w, attempt: grown(attempt, 4000, 5, len(manifests(w.block))),
+        runtime=lambda w: 120 + len(manifests(w.block)),
+    conda:
+        "../../envs/histomri.yaml"
+    script:
+        "../scripts/mri/mri_pose.py"
+
+
+rule mri_refine:
+    input:
+        manifests=lambda w: manifests(w.block),
+        placements="stack/{block}/placements.json",
+        pose="mri/{block}/pose.json",
+        mri=lambda w: mri_files(w.block),
+    output:
+        placements="mri/{block}/placements.json",
+        fields="mri/{block}/placements.fields.npy",
+    params:
+        sections=lambda w: rows(w.block),
+        manifest_sections=lambda w: manifest_sections(w.block),
+        block=lambda w: block_row(w.block),
+        mri=lambda w: [content(f) for f in mri_files(w.block)],
+        settings=settings("mri"),
+        code=code("mri", "mri_refine"),
+    log:
+        "logs/mri/{block}/refine.log",
+    benchmark:
+        "benchmarks/mri/{block}/refine.tsv"
+    threads: 8
+    resources:
+        mem_mb=lambda w, attempt: grown(attempt, 4000, 10, len(manifests(w.block))),
+        runtime=lambda w: 120 + 3 * len(manifests(w.block)),
+    conda:
+        "../../envs/histomri.yaml"
+    script:
+        "../scripts/mri/mri_refine.py"
+
+
+rule mri_transforms:
+    input:
+        manifests=manifests(),
+        placements=[final_placements(b) for b in BLOCKS],
+    output:
+        graph="transforms/graph.json",
+        blocks=[directory(f"transforms/{b}") for b in BLOCKS],
+    params:
+        sections=rows(),
+        manifest_sections=manifest_sections(),
+        blocks=block_rows(),
+        code=code("mri", "mri_transforms"),
+    log:
+        "logs/mri/transforms.log",
+    benchmark:
+        "benchmarks/mri/transforms.tsv"
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: grown(attempt, 2000, 2, len(USED)),
+        runtime=60,
+    conda:
+        "../../envs/histomri.yaml"
+    script:
+        "../scripts/mri/mri_transforms.py"

@@ -1,0 +1,17 @@
+"""Everything given and everything made -> provenance.json."""
+
+from pathlib import Path
+
+from histomri.stages.adapter import job
+
+with job(snakemake):
+    from histomri.stages.evaluate import write_provenance
+
+    write_provenance(
+        snakemake.params.study,
+        snakemake.params.config,
+        [Path(f) for f in snakemake.input.given],
+        [Path(f) for f in snakemake.input.made],
+        Path(snakemake.output.provenance),
+        threads=snakemake.threads,
+    )

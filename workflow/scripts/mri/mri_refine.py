@@ -1,0 +1,19 @@
+"""One block: each section to its plane of the MRI -> final placements."""
+
+from pathlib import Path
+
+from histomri.stages.adapter import files_of, job
+
+with job(snakemake):
+    from histomri.io.sheets import block_from_dict, section_from_dict
+    from histomri.stages.mri import MriSettings, refine
+
+    refine(
+        tuple(map(section_from_dict, snakemake.params.sections)),
+        files_of(snakemake.params.manifest_sections, snakemake.input.manifests),
+        block_from_dict(snakemake.params.block),
+        Path(snakemake.input.placements),
+        Path(snakemake.input.pose),
+        Path(snakemake.output.placements),
+        MriSettings(**snakemake.params.settings),
+    )
