@@ -1,0 +1,312 @@
+"""Evaluate: numbers, flags with reasons, the report and the provenance of a result."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histomri.core import Block, Section
+from histomri.evaluation.acceptance import Evidence, Flag, Thresholds, flag_sections
+from histomri.evaluation.block import BlockMeasurer, SectionMeasures, place_all
+from histomri.evaluation.regularity import transform_parts
+from histomri.evaluation.summary import summarise
+from histomri.io.atomic import replacing, write_json
+from histomri.io.graph import read_graph
+from histomri.io.placements import read_placements
+from histomri.io.sections import SectionManifest
+from histomri.io.tables import read_table
+from histomri.stages.evaluation_inputs import PlacedBlock, read_block, read_manifests
+from histomri.stages.provenance import write_provenance
+from histomri.stages.report import write_report
+from histomri.transforms import Affine
+
+__all__ = ["EvaluateSettings", "evaluate", "write_provenance", "write_report"]
+
+LANDMARK_COLUMNS = ("name", "section", "x", "y", "mri_x", "mri_y", "mri_z")
+NAN = float("nan")
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """The config key ``evaluate``; ``config/schema/evaluate.yaml`` says what each field means and in which unit."""
+
+    spacing_mm: float = 0.0
+    max_pixels: int = 320
+    reach: int = 2
+    outlier_z: float = 4.0
+    peer_window: int = 8
+    min_mask_dice: float = 0.6
+    min_confidence: float = 0.2
+    max_folding: float = 0.0
+    max_nmi_loss: float = 0.01
+    min_missing: float = 0.02
+    min_extra: float = 0.04
+    min_blotch: float = 0.05
+    min_stain_change: float = 0.25
+    report_pixels: int = 320
+    report_max_mb: float = 30.0
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """The thresholds of acceptance."""
+        return Thresholds(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Thresholds)})
+
+
+@dataclass(frozen=True, eq=False)
+class _Judged:
+    """A block's sections with their measures, evidence and flags, in order of position."""
+
+    block: PlacedBlock
+    sections: tuple[Section, ...]
+    measures: Mapping[str, SectionMeasures]
+    evidence: list[Evidence]
+    flags: list[tuple[Flag, ...]]
+    smoothness: Mapping[str, float]
+    pose: Mapping[str, Any]
+
+
+def evaluate(
+    study: str,
+    sections: tuple[Section, ...],
+    manifests: Mapping[str, Path],
+    blocks: tuple[Block, ...],
+    placements: Mapping[str, Path],
+    initial: Mapping[str, Path],
+    poses: Mapping[str, Path],
+    graph: Path,
+    landmarks: Path | None,
+    settings: EvaluateSettings,
+    folder: Path,
+    threads: int = 2,
+) -> None:
+    """Measure a finished study and write ``metrics.json``, ``sections.tsv`` and ``landmarks.tsv`` into ``folder``.
+
+    ``manifests`` are those of ``ingest`` by section; ``placements`` the final ones, ``initial`` those of the stack and
+    ``poses`` the blocks' poses, by block (no pose without an MRI). Sections that are missing or could not be placed get
+    a row all the same. Results do not depend on ``threads``. Raises :class:`InputError` for a file that cannot be read.
+    """
+    known = read_manifests(manifests)
+    judged = [
+        _judge(block, sections, known, placements[block.id], (initial.get(block.id), poses.get(block.id)), settings, threads)
+        for block in blocks
+        if block.id in placements
+    ]
+    errors = None if landmarks is None else _landmark_errors(landmarks, graph, known)
+    rows = [row for j in judged for row in _section_rows(j, known)]
+    _write_table(folder / "sections.tsv", rows, list(rows[0]) if rows else ["section"])
+    _write_table(folder / "landmarks.tsv", errors or [], ["name", "section", "error_mm", "flagged", "reason", *"xyz"])
+    write_json(folder / "metrics.json", _metrics(study, judged, errors))
+
+
+def _judge(
+    block: Block,
+    sections: tuple[Section, ...],
+    manifests: Mapping[str, SectionManifest],
+    placements: Path,
+    earlier: tuple[Path | None, Path | None],
+    settings: EvaluateSettings,
+    threads: int,
+) -> _Judged:
+    """Measure and judge one block; ``earlier`` are the paths of its placements in the stack and of its pose."""
+    placed = read_block(block, sections, manifests, placements, settings.spacing_mm, settings.max_pixels)
+    own = tuple(sorted((s for s in sections if s.block == block.id), key=lambda s: (s.position_mm, s.id)))
+    pose = json.loads(earlier[1].read_text(encoding="utf-8")) if earlier[1] else {}
+    measures: dict[str, SectionMeasures] = {}
+    smoothness: dict[str, float] = {}
+    if placed.grid is not None:
+        measurer = _measurer(placed, earlier[0], pose, threads)
+        measures = measurer.measure_all(settings.reach, threads)
+        smoothness = measurer.smoothness(measures)
+    evidence = [_evidence(s, placed, manifests.get(s.id), measures.get(s.id)) for s in own]
+    return _Judged(placed, own, measures, evidence, flag_sections(evidence, settings.thresholds), smoothness, pose)
+
+
+def _measurer(placed: PlacedBlock, initial: Path | None, pose: Mapping[str, Any], threads: int) -> BlockMeasurer:
+    assert placed.grid is not None
+    before = {}
+    pose_alone = Affine(np.array(pose["mri_to_block"])) if pose.get("mri_to_block") else None
+    if initial is not None and pose_alone is not None:
+        before = {s.id: s for s in place_all(placed.images, read_placements(initial), placed.grid, threads)}
+    now = placed.mri(placed.placements.mri_to_block)
+    return BlockMeasurer(placed.grid, placed.sections, placed.placements, now, before, placed.mri(pose_alone))
+
+
+def _background(manifest: SectionManifest) -> float:
+    """Brightness of the glass as a share of the pixel type's range; NaN for fluorescence and float pixels."""
+    kind = np.dtype(manifest.dtype)
+    if manifest.inverted or kind.kind not in "ui" or not manifest.background:
+        return NAN
+    return float(np.mean(manifest.background)) / float(np.iinfo(kind).max)
+
+
+def _evidence(s: Section, block: PlacedBlock, manifest: SectionManifest | None, measures: SectionMeasures | None) -> Evidence:
+    placement = block.placements.sections.get(s.id)
+    base = Evidence(s.id, s.stain, s.status, manifest.status if manifest else "ok", placed=False)
+    if manifest is not None:
+        base = dataclasses.replace(base, background=_background(manifest) if manifest.is_usable else NAN)
+    if placement is None:
+        return base
+    base = dataclasses.replace(base, remarks=placement.flags, placed=placement.is_placed, confidence=placement.confidence)
+    if placement.affine is not None:
+        base = dataclasses.replace(base, parts=transform_parts(placement.affine))
+    if measures is None:
+        return base
+    return dataclasses.replace(
+        base,
+        density=measures.density,
+        mask_dice=measures.mask_dice,
+        nmi_before=measures.nmi_before,
+        nmi_after=measures.nmi_after,
+        folding=measures.folding,
+        neighbours=measures.neighbours,
+    )
+
+
+def _section_rows(judged: _Judged, manifests: Mapping[str, SectionManifest]) -> list[Row]:
+    return [
+        _section_row(s, e, f, manifests.get(s.id)) for s, e, f in zip(judged.sections, judged.evidence, judged.flags, strict=True)
+    ]
+
+
+def _section_row(s: Section, e: Evidence, flags: tuple[Flag, ...], manifest: SectionManifest | None) -> Row:
+    near, parts = e.neighbours, e.parts
+    return {
+        "section": s.id,
+        "block": s.block,
+        "stain": s.stain,
+        "position_mm": s.position_mm,
+        "status": s.status if s.status != "ok" else e.ingest_status,
+        "placed": "yes" if e.placed else "no",
+        "mirrored": "" if parts is None else "yes" if parts.mirrored else "no",
+        "confidence": e.confidence,
+        "flags": "; ".join(map(str, flags)),
+        "mask_dice": e.mask_dice,
+        "nmi_before": e.nmi_before,
+        "nmi_after": e.nmi_after,
+        "folding": e.folding if e.placed else NAN,
+        "neighbour_similarity": near.similarity,
+        "neighbour_overlap": near.overlap,
+        "missing_tissue": near.missing,
+        "extra_tissue": near.extra,
+        "blotch": near.blotch,
+        "density": e.density,
+        "background": e.background,
+        "rotation_deg": parts.rotation_deg if parts else NAN,
+        "scale_x": parts.scale_x if parts else NAN,
+        "scale_y": parts.scale_y if parts else NAN,
+        "shear": parts.shear if parts else NAN,
+        "notes": "; ".join(manifest.flags) if manifest else "",
+    }
+
+
+def _landmark_errors(path: Path, graph: Path, manifests: Mapping[str, SectionManifest]) -> list[Row]:
+    """One row per landmark: where its section's point came to lie in the MRI (x, y, z RAS mm), and how far off that is."""
+    spaces = read_graph(graph)
+    rows = [row.cells for row in read_table(path, LANDMARK_COLUMNS).rows]
+    out: dict[int, Row] = {}
+    for section in dict.fromkeys(r["section"] for r in rows):
+        own = [i for i, r in enumerate(rows) if r["section"] == section]
+        if section not in manifests:
+            out |= {i: _landmark_row(rows[i], None, "the section was not ingested") for i in own}
+            continue
+        pixels = np.array([(float(rows[i]["y"]), float(rows[i]["x"])) for i in own])
+        mapped, reasons = spaces.map(pixels * manifests[section].pixel_size_mm, f"section:{section}", "mri")
+        out |= {i: _landmark_row(rows[i], p, r or "") for i, p, r in zip(own, mapped, reasons, strict=True)}
+    return [out[i] for i in range(len(rows))]
+
+
+def _landmark_row(row: Mapping[str, str], found_lps: NDArray[np.float64] | None, reason: str) -> Row:
+    """``found_lps`` is (z, y, x) in LPS mm, the sheet's truth (x, y, z) in RAS mm."""
+    truth = np.array([float(row[c]) for c in ("mri_x", "mri_y", "mri_z")])
+    found = np.full(3, NAN) if found_lps is None or reason else np.asarray(found_lps)[::-1] * (-1, -1, 1)
+    position = dict(zip("xyz", map(float, found), strict=True))
+    return {
+        "name": row["name"],
+        "section": row["section"],
+        "error_mm": float(np.linalg.norm(found - truth)),
+        "reason": reason,
+    } | position
+
+
+def _tre(judged: Sequence[_Judged], errors: list[Row] | None) -> dict[str, Any]:
+    """``tre_mm`` over all landmarks that could be mapped, the same over unflagged sections, and how many could not be."""
+    if errors is None:
+        return {"tre_mm": None}
+    flagged = {e.section for j in judged for e, f in zip(j.evidence, j.flags, strict=True) if f}
+    for row in errors:
+        row["flagged"] = "yes" if row["section"] in flagged else "no"
+    values = [row["error_mm"] for row in errors]
+    kept = [row["error_mm"] for row in errors if row["flagged"] == "no"]
+    unmapped = int(np.isnan(values).sum())
+    return {"tre_mm": _without_p10(values), "tre_mm_unflagged": _without_p10(kept), "unmapped_landmarks": unmapped}
+
+
+def _without_p10(values: Sequence[float]) -> dict[str, Any]:
+    return {k: v for k, v in summarise(values).items() if k != "p10"}
+
+
+def _metrics(study: str, judged: Sequence[_Judged], errors: list[Row] | None) -> dict[str, Any]:
+    every = [m for j in judged for m in j.measures.values()]
+    return {
+        "study": study,
+        **_tre(judged, errors),
+        **_quality(every),
+        "sections": _counts(judged),
+        "smoothness": {j.block.block.id: dict(j.smoothness) for j in judged},
+        "pose": {j.block.block.id: _pose_summary(j) for j in judged},
+        "blocks": {j.block.block.id: {**_quality(list(j.measures.values())), "sections": _counts([j])} for j in judged},
+    }
+
+
+def _quality(measures: Sequence[SectionMeasures]) -> dict[str, Any]:
+    """Overlap and NMI (None without an MRI), and the folded share of all tissue."""
+    overlap = summarise([m.mask_dice for m in measures])
+    before, after = (summarise([getattr(m, f"nmi_{when}") for m in measures])["median"] for when in ("before", "after"))
+    tissue = sum(m.tissue_px for m in measures)
+    return {
+        "mask_dice": {k: overlap[k] for k in ("n", "median", "mean", "p10")} if overlap["n"] else None,
+        "nmi": {"before": before, "after": after} if after is not None else None,
+        "folding_fraction": sum(m.folded_px for m in measures) / tissue if tissue else 0.0,
+    }
+
+
+def _counts(judged: Sequence[_Judged]) -> dict[str, int]:
+    pairs = [(e, f) for j in judged for e, f in zip(j.evidence, j.flags, strict=True)]
+    return {
+        "total": len(pairs),
+        "placed": sum(e.placed for e, _ in pairs),
+        "flagged": sum(bool(f) for _, f in pairs),
+        "lost": sum(not e.placed and e.sheet_status != "excluded" for e, _ in pairs),
+        "mirrored": sum(bool(e.parts and e.parts.mirrored) for e, _ in pairs),
+    }
+
+
+def _pose_summary(judged: _Judged) -> dict[str, Any] | None:
+    if not judged.pose:
+        return None
+    return {"confidence": judged.pose.get("confidence"), "metrics": judged.pose.get("metrics")}
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}" if np.isfinite(value) else ""
+    return str(value).replace("\t", " ").replace("\n", " ")
+
+
+def _write_table(path: Path, rows: Sequence[Row], columns: Sequence[str]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_cell(row.get(c, "")) for c in columns] for row in rows)
+    with replacing(path) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
