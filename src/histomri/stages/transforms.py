@@ -99,6 +99,7 @@ def _publish_spaces(
         "stain": section.stain,
         "pixel_size_mm": None if manifest is None else manifest.pixel_size_mm,
         "shape": None if manifest is None else manifest.shape,
+        "levels": 0 if manifest is None else manifest.levels,
         "position_mm": placement.position_mm if placement else section.position_mm,
         "plane_reach_mm": reach_mm,
         "placed": is_placed,

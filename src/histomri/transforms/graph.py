@@ -200,6 +200,22 @@ class SpaceGraph:
         points[reasons != ""] = np.nan
         return points, reasons
 
+    def unchecked(self, points: ArrayLike, from_space: str, to_space: str) -> Float:
+        """Points mapped as far as the transforms reach, beyond images and planes too; for lattices that cover a tile.
+
+        Raises :class:`InputError` for an unknown space or a section that was not placed, ``LookupError`` without a way.
+        """
+        mapped = np.asarray(points, float)
+        for name in (from_space, to_space):
+            space = self.space(name)
+            if isinstance(space, SectionSpace) and not space.is_placed:
+                raise InputError(Problem(name, space.why_not_placed, "choose a section that was placed"))
+        at = from_space
+        for name, edge in self.path(from_space, to_space):
+            mapped, _ = edge.forward(mapped) if edge.from_space == at else edge.backward(mapped)
+            at = name
+        return mapped
+
     def _walk(self, points: Float, at: str, steps: list[tuple[str, Edge]], reasons: Reasons) -> Mapped:
         points = np.nan_to_num(points, nan=0.0, posinf=0.0, neginf=0.0)
         reasons = _first(reasons, self._outside(at, points))
