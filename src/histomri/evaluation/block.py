@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,17 @@ class BlockMeasurer:
         with ThreadPoolExecutor(threads) as pool:
             measures = pool.map(lambda i: self.measure(i, reach), range(len(self.sections)))
             return {s.id: m for s, m in zip(self.sections, measures, strict=True)}
+
+    def compare_again(
+        self, measures: Mapping[str, SectionMeasures], trusted: AbstractSet[str], reach: int, threads: int = 1
+    ) -> dict[str, SectionMeasures]:
+        """The same measures with every section compared with its ``trusted`` neighbours alone.
+
+        A bad section makes its good neighbours look bad; without it they look as they are.
+        """
+        with ThreadPoolExecutor(threads) as pool:
+            again = pool.map(lambda i: compare(self.sections, i, reach, trusted), range(len(self.sections)))
+            return {s.id: replace(measures[s.id], neighbours=e) for s, e in zip(self.sections, again, strict=True)}
 
     def _against_mri(self, s: PlacedSection) -> tuple[float, float, float]:
         if self.mri is None:

@@ -7,6 +7,7 @@ survives a bad neighbour, and what all neighbours show and one section lacks is 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import cv2
@@ -51,18 +52,17 @@ class NeighbourEvidence:
     stain_ratio: float = NOT_COMPARED
 
 
-def nearest(sections: Sequence[PlacedSection], i: int, reach: int, span_mm: float) -> list[int]:
-    """The indices of up to ``reach`` sections on either side of section ``i``, no farther than ``span_mm``, of its stain.
+def nearest(sections: Sequence[PlacedSection], i: int, reach: int, trusted: AbstractSet[str] | None = None) -> list[int]:
+    """The indices of up to ``reach`` sections on either side of section ``i``, of its stain and among the ``trusted`` ids.
 
-    Sections are in order of position. Where fewer than two are of its stain, those of any stain are taken.
+    Sections are in order of position; no ``trusted`` means all. Where fewer than two are of its stain, any stain will do.
     """
 
     def pick(same_stain: bool) -> list[int]:
-        here = sections[i]
         near = [
             j
             for j, s in enumerate(sections)
-            if j != i and abs(s.position_mm - here.position_mm) <= span_mm and (s.stain == here.stain or not same_stain)
+            if j != i and (s.stain == sections[i].stain or not same_stain) and (trusted is None or s.id in trusted)
         ]
         return [j for j in near if j < i][-reach:] + [j for j in near if j > i][:reach]
 
@@ -95,15 +95,20 @@ def log_stain_map(section: PlacedSection, model: Float32, common: Mask, window: 
 
 
 def compare(
-    sections: Sequence[PlacedSection], i: int, reach: int = 2, span_mm: float = np.inf, tolerance: int = 2, limit: float = 0.3
+    sections: Sequence[PlacedSection],
+    i: int,
+    reach: int = 2,
+    trusted: AbstractSet[str] | None = None,
+    tolerance: int = 2,
+    limit: float = 0.3,
 ) -> NeighbourEvidence:
-    """Section ``i`` of sections in order of position against its neighbours.
+    """Section ``i`` of sections in order of position against its ``trusted`` neighbours (see :func:`nearest`).
 
     ``tolerance`` is the misplacement in pixels that is forgiven along outlines; ``limit`` the natural logarithm of the
     staining ratio beyond which a region counts as a blotch.
     """
     here = sections[i]
-    others = [sections[j] for j in nearest(sections, i, reach, span_mm)]
+    others = [sections[j] for j in nearest(sections, i, reach, trusted)]
     if not others or not here.mask.any():
         return NeighbourEvidence()
     model = np.median([o.image for o in others], axis=0).astype(np.float32)

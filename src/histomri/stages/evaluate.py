@@ -33,6 +33,7 @@ __all__ = ["EvaluateSettings", "evaluate", "write_provenance", "write_report"]
 
 LANDMARK_COLUMNS = ("name", "section", "x", "y", "mri_x", "mri_y", "mri_z")
 NAN = float("nan")
+LEAST_TRUSTED = 1 / 3  # where fewer sections are beyond suspicion, suspicion says little
 Row = dict[str, Any]
 
 
@@ -126,6 +127,10 @@ def _judge(
     if placed.grid is not None:
         measurer = _measurer(placed, earlier[0], pose, threads)
         measures = measurer.measure_all(settings.reach, threads)
+        first = [_evidence(s, placed, manifests.get(s.id), measures.get(s.id)) for s in own]
+        trusted = {e.section for e, f in zip(first, flag_sections(first, settings.thresholds), strict=True) if not f}
+        if len(trusted) >= LEAST_TRUSTED * len(measures):
+            measures = measurer.compare_again(measures, trusted, settings.reach, threads)
         smoothness = measurer.smoothness(measures)
     evidence = [_evidence(s, placed, manifests.get(s.id), measures.get(s.id)) for s in own]
     return _Judged(placed, own, measures, evidence, flag_sections(evidence, settings.thresholds), smoothness, pose)
