@@ -299,13 +299,13 @@ def _sheets(
     except InputError as error:
         problems += error.problems
     if sections and blocks:
-        problems += _block_problems(sections, blocks, (sections_path, blocks_path))
+        problems += unmatched_blocks(sections, blocks, (sections_path, blocks_path))
     if problems:
         raise InputError(*problems)
     return sections, blocks
 
 
-def _block_problems(sections: Sequence[Section], blocks: Sequence[Block], sheets: tuple[Path, Path | None]) -> Iterator[Problem]:
+def unmatched_blocks(sections: Sequence[Section], blocks: Sequence[Block], sheets: tuple[Path, Path | None]) -> Iterator[Problem]:
     """Blocks that only one of the two sheets knows."""
     named, known = dict.fromkeys(s.block for s in sections), dict.fromkeys(b.id for b in blocks)
     for block in named:

@@ -40,11 +40,16 @@ what a config does not name keeps its default from [`config.yaml`](config.yaml).
 def default_yaml() -> str:
     """The text of ``config/config.yaml``: every default with its meaning as a comment."""
     keys = {k: p for k, p in config_schema()["properties"].items() if "default" in p and k not in SHEETS}
-    parts = [CONFIG_HEADER, *(_yaml_key(key, part, 0) for key, part in keys.items())]
-    for stage in STAGES:
-        if stage in config_schema()["properties"]:
-            parts.append(_yaml_key(stage, config_schema()["properties"][stage], 0))
-    return "\n".join(parts)
+    return "\n".join([CONFIG_HEADER, *(_yaml_key(key, part, 0) for key, part in keys.items()), stage_yaml()])
+
+
+def stage_yaml(*, commented: bool = False) -> str:
+    """The stages' part of the defaults; ``commented`` turns the values into comments too, for a study's own config."""
+    parts = config_schema()["properties"]
+    text = "\n".join(_yaml_key(stage, parts[stage], 0) for stage in STAGES if stage in parts)
+    if not commented:
+        return text
+    return "".join(line if line.lstrip().startswith("#") or not line.strip() else f"# {line}" for line in text.splitlines(True))
 
 
 def _yaml_key(key: str, part: Mapping[str, Any], indent: int) -> str:

@@ -1,0 +1,34 @@
+"""``histomri new STUDY_DIR [--slides FOLDER]``: a config and sheets to fill in."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(subparsers: Any) -> None:
+    """Describe the command's arguments."""
+    parser = subparsers.add_parser(
+        "new",
+        help="write a commented config and sheets for a study, filled from the slides found",
+        description="Writes config.yaml, sections.tsv and blocks.tsv into STUDY_DIR. Overwrites nothing.",
+    )
+    parser.add_argument("study_dir", type=Path, metavar="STUDY_DIR", help="folder of the new study, made where it does not exist")
+    parser.add_argument("--slides", type=Path, metavar="FOLDER", help="fill the sheet with the slides in this folder and below")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the files and say what is left to do."""
+    from histomri.io.template import write_study
+
+    found = write_study(args.study_dir, args.slides)
+    for slide in found:
+        if slide.problem:
+            print(f"warning: {slide.path}: {slide.problem}")
+    print(f"{args.study_dir}: config.yaml, blocks.tsv and sections.tsv with {len(found)} sections written")
+    print(
+        "Fill in what config.yaml marks TO FILL IN and the MRI in blocks.tsv, then run: histomri check",
+        args.study_dir / "config.yaml",
+    )
+    return 0
