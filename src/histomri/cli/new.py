@@ -27,8 +27,6 @@ def run(args: argparse.Namespace) -> int:
         if slide.problem:
             print(f"warning: {slide.path}: {slide.problem}")
     print(f"{args.study_dir}: config.yaml, blocks.tsv and sections.tsv with {len(found)} sections written")
-    print(
-        "Fill in what config.yaml marks TO FILL IN and the MRI in blocks.tsv, then run: histomri check",
-        args.study_dir / "config.yaml",
-    )
+    print("Fill in what config.yaml marks TO FILL IN and the MRI in blocks.tsv, then run:")
+    print(f"    histomri check {args.study_dir / 'config.yaml'}")
     return 0

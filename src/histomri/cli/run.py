@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from histomri.io.resources import workflow_root
 
@@ -14,8 +15,9 @@ CORES = ("--cores", "-c", "--jobs", "-j")
 PROFILES = ("--profile", "--workflow-profile")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
+def add_parser(subparsers: Any) -> None:
+    """Describe the command's arguments."""
+    parser = subparsers.add_parser("run", help=HELP)
     parser.add_argument("--cores", metavar="N", help="cores to use (default: all)")
     parser.add_argument("-n", "--dry-run", action="store_true", help="only say what would be done")
     parser.add_argument("config", type=Path, metavar="CONFIG", help="the study's config file")
