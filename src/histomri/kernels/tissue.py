@@ -40,7 +40,7 @@ class TissueParameters:
     blur_px: float = 0.5
     open_px: float = 2.0
     min_share: float = 0.02
-    max_hole: float = 0.15
+    max_hole: float = 0.3
     ink_contrast: float = 0.35
     ink_share: float = 0.015
 

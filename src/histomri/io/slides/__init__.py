@@ -1,0 +1,98 @@
+"""Slide files behind one small interface: what a file says about itself, and its level-0 pixels by region.
+
+``probe`` reads metadata only, in milliseconds; ``open_slide`` gives the pixels. Both raise ``InputError`` in words for
+the user. Label, macro and thumbnail images are listed as dropped and never read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from histomri.core import InputError
+from histomri.io.slides import plain, tiff, vendor
+from histomri.io.slides.base import READABLE, Slide, SlideInfo, problem
+
+__all__ = ["MAX_PLAIN_PX", "Slide", "SlideInfo", "open_slide", "probe"]
+
+MAX_PLAIN_PX = 1 << 28
+# SVS and tiled TIFF say the same through tifffile as through openslide, four times faster
+DIRECT_VENDORS = ("aperio", "generic-tiff", "generic-tiled-tiff")
+
+
+def head_of(path: Path) -> bytes:
+    """The first bytes of a file. Raises ``InputError`` where there is none, nothing in it, or no permission."""
+    if not path.exists():
+        raise problem(path, "there is no such file", "correct the path in the column 'file', or copy the file there")
+    if path.is_dir():
+        raise problem(path, "is a folder, not a slide file", "name the file inside it")
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(132)
+    except OSError as error:
+        raise problem(path, f"cannot be read ({error.strerror})", "check the permissions and the disk") from error
+    if not head:
+        raise problem(path, "is empty (0 bytes)", "copy it again from the scanner")
+    return head
+
+
+def unsupported(path: Path, head: bytes, reason: str) -> InputError:
+    """The error for a file that no reader takes, in words by what it looks like."""
+    if path.suffix.lower() in (".dcm", ".dicom") or head[128:132] == b"DICM":
+        what = f"is a DICOM file, but not a whole-slide image that can be read ({reason})"
+        return problem(path, what, "export the slide from the scanner as a WSI DICOM series, SVS or OME-TIFF")
+    known = path.suffix.lower() in (".svs", ".ndpi", ".tif", ".tiff", ".qptiff", ".scn", ".mrxs", ".png", ".jpg", ".jpeg")
+    if known:
+        what = f"is truncated or corrupt: its content is not that of a {path.suffix} file ({reason})"
+        return problem(path, what, "copy it again from the scanner")
+    return problem(path, f"is not a slide file that can be read ({reason})", f"convert it to {READABLE}")
+
+
+def open_slide(path: str | Path, channel: str | None = None, max_plain_px: int = MAX_PLAIN_PX) -> Slide:
+    """Open a slide file for reading its level 0; ``channel`` (name or number) selects one channel of it.
+
+    PNG and JPEG are decoded whole and refused above ``max_plain_px`` pixels. Raises ``InputError``.
+    """
+    path = Path(path)
+    head = head_of(path)
+    if plain.format_of(head):
+        return plain.PlainSlide(path, channel, max_plain_px)
+    return _open_pyramid(path, head, channel)
+
+
+def _open_pyramid(path: Path, head: bytes, channel: str | None) -> Slide:
+    import openslide
+    import tifffile
+
+    try:
+        maker = vendor.detect_vendor(path)
+        if tiff.is_tiff(head) and maker in (None, *DIRECT_VENDORS):
+            return tiff.TiffSlide(path, channel)
+        if maker is None:
+            raise unsupported(path, head, "no reader knows it")
+        return vendor.VendorSlide(path, channel)
+    except InputError:
+        raise
+    except (openslide.OpenSlideError, tifffile.TiffFileError, OSError) as error:
+        raise unsupported(path, head, str(error).removeprefix(f"Reading {path}: ")) from error
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+        # tifffile trips in many ways over the structure of a damaged file
+        raise unsupported(path, head, f"{type(error).__name__}: {error}") from error
+
+
+def probe(path: str | Path) -> SlideInfo:
+    """What a slide file says about itself, from its metadata. Raises ``InputError``, also for a file that was cut off."""
+    path = Path(path)
+    head = head_of(path)
+    kind = plain.format_of(head)
+    if kind:
+        with plain.open_image(path) as image:
+            info = plain.info_of(image, path)
+        if plain.is_truncated(path, kind):
+            raise problem(path, f"is truncated: its end is missing after {path.stat().st_size} bytes", "copy it again")
+        return info
+    with _open_pyramid(path, head, None) as slide:
+        missing = slide.missing_bytes() if isinstance(slide, tiff.TiffSlide) else 0
+        if missing:
+            what = f"is truncated: {missing} of {slide.tiles} tiles lie beyond its end"
+            raise problem(path, what, "copy it again from the scanner")
+        return slide.info

@@ -1,0 +1,134 @@
+"""What every slide reader offers, and the rules that they share."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histomri.core import InputError
+from histomri.core.errors import Problem
+
+Pixels = NDArray[Any]
+
+RGB = ("red", "green", "blue")
+# resolutions that programs write when they know none; a slide scanned at exactly one of these needs its size in the sheet
+PRINT_DPI = (72.0, 90.0, 96.0, 100.0, 120.0, 150.0, 200.0, 300.0)
+PLAUSIBLE_MM = (1e-5, 1.0)
+READABLE = "SVS, NDPI, MRXS, SCN, tiled TIFF, TIFF, OME-TIFF, QPTIFF, PNG or JPEG"
+
+
+@dataclass(frozen=True)
+class SlideInfo:
+    """What a slide file says about itself, without its pixels.
+
+    ``shape`` (y, x) and ``pixel_size_mm`` (y, x; None where the file states none) are those of level 0; ``dropped`` names
+    the associated images (label, macro, thumbnail) that are never read; ``notes`` are remarks for the user.
+    """
+
+    path: Path
+    shape: tuple[int, int]
+    pixel_size_mm: tuple[float, float] | None
+    channels: tuple[str, ...]
+    dtype: str
+    reader: str
+    dropped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Slide(ABC):
+    """An open slide: level-0 pixels by region, from any thread. Use it as a context manager.
+
+    A part that cannot be decoded is filled with the background and counted: ``bad_tiles`` of ``tiles``.
+    """
+
+    info: SlideInfo
+    tiles: int = 1
+
+    def __init__(self) -> None:
+        self._bad: set[Hashable] = set()
+
+    @abstractmethod
+    def read_region(self, y: int, x: int, height: int, width: int) -> Pixels:
+        """Level-0 pixels (height, width, c) of a box inside the slide."""
+
+    def close(self) -> None:
+        """Close the file."""
+        return
+
+    @property
+    def bad_tiles(self) -> int:
+        """How many of the file's tiles could not be decoded so far."""
+        return len(self._bad)
+
+    def __enter__(self) -> Slide:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class TileCache:
+    """The decoded tiles used last, at most ``max_bytes`` of them; a tile may be decoded twice, never wrongly shared."""
+
+    def __init__(self, max_bytes: int):
+        self.max_bytes, self._held, self._lock = max_bytes, 0, threading.Lock()
+        self._tiles: OrderedDict[Hashable, Pixels] = OrderedDict()
+
+    def get(self, key: Hashable, decode: Callable[[], Pixels]) -> Pixels:
+        """The tile of that key, decoded when it is not held."""
+        with self._lock:
+            if key in self._tiles:
+                self._tiles.move_to_end(key)
+                return self._tiles[key]
+        tile = decode()
+        with self._lock:
+            if key not in self._tiles:
+                self._tiles[key] = tile
+                self._held += tile.nbytes
+            while self._held > self.max_bytes and len(self._tiles) > 1:
+                self._held -= self._tiles.popitem(last=False)[1].nbytes
+        return tile
+
+
+def problem(path: Path, what: str, remedy: str) -> InputError:
+    """An input error about a slide file."""
+    return InputError(Problem(str(path), what, remedy))
+
+
+def pixel_size_from_density(per_mm_x: float, per_mm_y: float) -> tuple[float, float] | None:
+    """Pixel size (y, x) in mm of a resolution in pixels per mm; None where it is a print default or implausible.
+
+    72, 96, 300 dpi and the like are what programs write when they know nothing; believed, they would make a slide
+    metres wide.
+    """
+    if not (np.isfinite([per_mm_x, per_mm_y]).all() and min(per_mm_x, per_mm_y) > 0):
+        return None
+    if any(abs(per_mm_x * 25.4 - dpi) < 1 for dpi in PRINT_DPI):
+        return None
+    size = (1 / per_mm_y, 1 / per_mm_x)
+    return size if PLAUSIBLE_MM[0] <= min(size) and max(size) <= PLAUSIBLE_MM[1] else None
+
+
+def channel_indices(path: Path, channels: Sequence[str], wanted: str | None) -> list[int]:
+    """Positions of the wanted channel (its name in any case, or its number from 0), of all channels for None.
+
+    Raises ``InputError`` naming the channels that there are.
+    """
+    if wanted is None or wanted == "":
+        return list(range(len(channels)))
+    names = [name.lower() for name in channels]
+    if wanted.lower() in names:
+        return [names.index(wanted.lower())]
+    if wanted.isdigit() and int(wanted) < len(channels):
+        return [int(wanted)]
+    what = f"has no channel {wanted!r}; its channels are {', '.join(channels)}"
+    raise problem(path, what, f"name one of them, or its number from 0 to {len(channels) - 1}, in the column 'channel'")

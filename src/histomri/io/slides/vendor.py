@@ -1,0 +1,102 @@
+"""Everything that openslide reads: NDPI, MRXS, SCN, BIF and the rest; SVS and tiled TIFF where tiles cannot be had directly."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from histomri.io.slides.base import RGB, Pixels, Slide, SlideInfo, channel_indices
+
+RETRY_TILE_PX = 256
+
+
+def detect_vendor(path: Path) -> str | None:
+    """The openslide vendor of a file, None where openslide does not know it."""
+    import openslide
+
+    vendor = openslide.OpenSlide.detect_format(str(path))
+    return None if vendor is None else str(vendor)
+
+
+def info_of(slide: Any, path: Path) -> SlideInfo:
+    """Metadata of an open openslide handle."""
+    properties = slide.properties
+    sizes = [properties.get(f"openslide.mpp-{axis}") for axis in "yx"]
+    known = all(size is not None and float(size) > 0 for size in sizes)
+    pixel_size = (float(sizes[0]) / 1000, float(sizes[1]) / 1000) if known else None
+    width, height = slide.dimensions
+    reader = f"openslide ({properties.get('openslide.vendor')})"
+    return SlideInfo(path, (height, width), pixel_size, RGB, "uint8", reader, tuple(sorted(slide.associated_images)))
+
+
+def on_white(rgba: Pixels, background: Pixels) -> Pixels:
+    """(y, x, 3) of (y, x, 4) pixels laid over the background colour (MRXS leaves unscanned areas transparent)."""
+    alpha = rgba[..., 3:]
+    if (alpha == 255).all():
+        return np.ascontiguousarray(rgba[..., :3])
+    share = alpha.astype(np.float32) / 255
+    return np.rint(rgba[..., :3] * share + background * (1 - share)).astype(np.uint8)
+
+
+class VendorSlide(Slide):
+    """A slide read through openslide. Raises the openslide error when it cannot be opened."""
+
+    def __init__(self, path: Path, channel: str | None = None):
+        super().__init__()
+        self._path, self._lock = path, threading.Lock()
+        self._slide = self._open()
+        info = info_of(self._slide, path)
+        self._chosen = channel_indices(path, info.channels, channel)
+        self.info = replace(info, channels=tuple(info.channels[i] for i in self._chosen))
+        self.tiles = int(np.prod([-(-n // RETRY_TILE_PX) for n in info.shape]))
+        colour = self._slide.properties.get("openslide.background-color", "ffffff")
+        self._background = np.array([int(colour[i : i + 2], 16) for i in (0, 2, 4)], np.float32)
+
+    def _open(self) -> Any:
+        import openslide
+
+        return openslide.OpenSlide(str(self._path))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._slide.close()
+
+    def read_region(self, y: int, x: int, height: int, width: int) -> Pixels:
+        """Level-0 pixels (height, width, c); a box that cannot be read is read again in small tiles, the bad ones filled."""
+        import openslide
+
+        try:
+            pixels = self._read(y, x, height, width)
+        except openslide.OpenSlideError:
+            pixels = self._rescue(y, x, height, width)
+        return pixels[..., self._chosen]
+
+    def _read(self, y: int, x: int, height: int, width: int) -> Pixels:
+        region = self._slide.read_region((x, y), 0, (width, height))
+        return on_white(np.asarray(region), self._background)
+
+    def _rescue(self, y: int, x: int, height: int, width: int) -> Pixels:
+        """Tile by tile; after an error an openslide handle answers nothing more, so it is opened anew."""
+        import openslide
+
+        pixels = np.empty((height, width, 3), np.uint8)
+        pixels[:] = self._background
+        step = RETRY_TILE_PX
+        boxes = [(r, c) for r in range(y // step * step, y + height, step) for c in range(x // step * step, x + width, step)]
+        with self._lock:
+            for r, c in boxes:
+                top, left = max(r, y), max(c, x)
+                bottom, right = min(r + step, y + height), min(c + step, x + width)
+                try:
+                    with self._open() as slide:
+                        region = np.asarray(slide.read_region((left, top), 0, (right - left, bottom - top)))
+                except openslide.OpenSlideError:
+                    self._bad.add((r, c))
+                    continue
+                pixels[top - y : bottom - y, left - x : right - x] = on_white(region, self._background)
+            self._slide = self._open()
+        return pixels
