@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
 from numpy.typing import DTypeLike, NDArray
 
 from histomri.core import Grid
+
+if TYPE_CHECKING:
+    import zarr
 
 VERSION = "0.5"
 SPACE_AXES = ("z", "y", "x")
@@ -224,13 +226,18 @@ class PyramidSpec:
 
 def write_pyramid(folder: Path, spec: PyramidSpec, read_tile: ReadTile, storage: Storage, threads: int = 1) -> None:
     """Write the OME-Zarr image ``folder`` (new or empty) from ``read_tile(y, x, height, width) -> (height, width, c)``."""
+    import zarr
+
     grids = [level_grid(spec.grid, k) for k in range(spec.levels)]
     multiscale = multiscale_metadata(spec.name, grids, has_channels=True)
     ome = {"version": VERSION, "multiscales": [multiscale], "omero": channel_metadata(spec.channels, spec.dtype)}
-    group = zarr.open_group(str(folder), mode="w", zarr_format=3, attributes={"ome": ome})
+    attributes: dict[str, Any] = {"ome": ome}
+    group = zarr.open_group(str(folder), mode="w", zarr_format=3, attributes=attributes)
     count = len(spec.channels)
     arrays = [create_level(group, str(k), (count, *grid.shape), spec.dtype, storage) for k, grid in enumerate(grids)]
-    PyramidWriter(arrays, read_tile, storage.shard_px, threads).write()
+    # zarr's codecs run in threads of their own: no more of them than were granted
+    with zarr.config.set({"threading.max_workers": max(1, threads)}):
+        PyramidWriter(arrays, read_tile, storage.shard_px, threads).write()
 
 
 def write_label(folder: Path, name: str, masks: Sequence[Pixels], grids: Sequence[Grid], storage: Storage) -> None:
@@ -238,6 +245,8 @@ def write_label(folder: Path, name: str, masks: Sequence[Pixels], grids: Sequenc
 
     A label may start at a coarser level than its image; its own scale and translation say where it lies.
     """
+    import zarr
+
     labels = zarr.open_group(str(folder / "labels"), mode="a", zarr_format=3)
     known = list(labels.attrs.get("ome", {}).get("labels", []))  # type: ignore[union-attr, arg-type, call-overload]
     labels.attrs["ome"] = {"version": VERSION, "labels": sorted({*known, name})}
@@ -265,6 +274,8 @@ def mask_pyramid(mask: NDArray[np.bool_], grid: Grid, smallest_px: int) -> tuple
 
 def open_array(store: str | Path, path: str) -> Any:
     """The zarr array at ``path`` inside a store, read only. The folder is never enumerated (Snakemake's marks lie in it)."""
+    import zarr
+
     return zarr.open_array(str(Path(store) / path), mode="r", zarr_format=3)
 
 

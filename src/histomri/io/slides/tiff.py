@@ -213,17 +213,14 @@ class TiffSlide(Slide):
     def read_region(self, y: int, x: int, height: int, width: int) -> Pixels:
         """Level-0 pixels (height, width, c) of a box inside the slide."""
         out = np.full((height, width, len(self._chosen)), self._fill, self._dtype)
+        if len(self._pages) == 1 and self._keyframe.planarconfig == 1:
+            self._copy(out, (y, x), 0, 0, self._chosen)
+            return out
         for at, number in enumerate(self._chosen):
-            page_number, sample = (0, number) if len(self._pages) == 1 else (number, 0)
-            page = self._pages[page_number]
-            if page is None:
-                continue
-            if at and len(self._pages) == 1 and self._keyframe.planarconfig == 1:
-                break
-            interleaved = len(self._pages) == 1 and self._keyframe.planarconfig == 1
-            target = out if interleaved else out[..., at : at + 1]
-            columns = self._chosen if interleaved else [0]
-            self._copy(target, (y, x), page_number, 0 if interleaved else sample, columns)
+            # a channel is a page of its own, or a plane of the only page
+            page_number, plane = (number, 0) if len(self._pages) > 1 else (0, number)
+            if self._pages[page_number] is not None:
+                self._copy(out[..., at : at + 1], (y, x), page_number, plane, [0])
         return out
 
     def _copy(self, out: Pixels, corner: tuple[int, int], page_number: int, plane: int, columns: list[int]) -> None:
