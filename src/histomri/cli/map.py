@@ -24,7 +24,7 @@ HELP = "map points between sections, slides, blocks and the MRI"
 DESCRIPTION = """\
 Maps points between any two of section:<id> and slide:<id> (x, y in level-0 pixels; x right, y down, (0, 0) the centre of the
 top left pixel), block:<block> (mm) and mri (x, y, z in RAS mm). IN is a CSV with columns x,y[,z], or GeoJSON as QuPath writes it.
-A point that cannot be mapped gets empty coordinates and a reason (a GeoJSON feature gets no geometry and the property "reason")."""
+A point that cannot be mapped gets empty coordinates and a reason (a GeoJSON feature no geometry and the property "reason")."""
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
