@@ -15,7 +15,7 @@ from study import make_study, ras_of
 
 from histomri.cli import main
 
-PIXELS = np.array([[0.0, 0.0], [450.25, 300.5], [902.0, 700.0]])
+PIXELS = np.array([[0.0, 0.0], [450.25, 300.5], [602.0, 350.0]])
 
 
 @pytest.fixture(scope="module")

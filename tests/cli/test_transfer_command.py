@@ -29,7 +29,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _labels(path: Path, dtype: type = np.uint16, top: int = 900) -> Image:
     """A volume of 0.3 mm around section ``a``, not aligned with the MRI, cut so that part of the section lies outside."""
-    centre = (ras_of(np.array([[450.0, 300.0]]))[0] * [-1, -1, 1])[::-1]
+    centre = (ras_of(np.array([[300.0, 170.0]]))[0] * [-1, -1, 1])[::-1]
     grid = Grid((24, 20, 22), 0.3)
     grid = Grid(grid.shape, grid.spacing_mm, centre - TURNED @ (np.array(grid.shape) * 0.15), TURNED)
     image = Image(grid, np.random.default_rng(8).integers(1, top, grid.shape).astype(dtype))
@@ -54,7 +54,7 @@ def _truth(image: Image, level: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return values.reshape(y.shape), safe.reshape(y.shape)
 
 
-@pytest.mark.parametrize(("name", "level"), [("o.png", 0), ("o.tif", 0), ("o.tif", 1), ("o.png", 2)])
+@pytest.mark.parametrize(("name", "level"), [("o.png", 0), ("o.tif", 1), ("o.png", 2)])
 def test_every_pixel_gets_the_label_where_it_lies(config: Path, tmp_path: Path, name: str, level: int) -> None:
     image = _labels(tmp_path / "l.nii.gz")
     assert _transfer(config, tmp_path / "l.nii.gz", tmp_path / name, "--level", str(level)) == 0

@@ -32,8 +32,8 @@ TILE_PX = 2048
 FIRST_STEP = 64
 PNG_MAX = 65535
 TIFFS = (".tif", ".tiff")
-# how far in voxels a point may lie from where the transform puts it: of a label's border nothing is seen of it
-TOLERANCE = 0.01
+# in voxels, twice how far a point may lie from where the transform puts it: too little for a label's border to show
+TOLERANCE = 0.02
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
