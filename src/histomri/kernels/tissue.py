@@ -22,6 +22,7 @@ PEAK_SHARE = 0.1
 DARK_MEDIAN = 0.35
 SOLID = 3.0
 MIN_RING_PX = 100
+SMALLEST_PX = 12
 RING_HOLE = 0.15
 
 
@@ -88,8 +89,8 @@ def estimate_background(pixels: NDArray[Any], inverted: bool) -> tuple[float, ..
 def contrast(pixels: NDArray[Any], background: tuple[float, ...], inverted: bool) -> Float32:
     """``log10((background + 1) / (I + 1))``, its negative on dark slides, (y, x): the largest over the channels."""
     density = np.log10((np.maximum(np.asarray(background, np.float32), 0) + 1) / (np.maximum(pixels, 0).astype(np.float32) + 1))
-    strongest: Float32 = (-density if inverted else density).max(axis=-1)
-    return strongest
+    peak: Float32 = (-density if inverted else density).max(axis=-1)
+    return peak
 
 
 def disk(radius: int) -> NDArray[np.uint8]:
@@ -118,11 +119,17 @@ def without_lines(mask: Bool, radius: int) -> Bool:
     """Drop the pieces that are thin everywhere and fill little of their bounding box: slide edges, scratches, loose strokes."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     depth = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
-    thickest = np.zeros(count, np.float32)
-    np.maximum.at(thickest, labels.ravel().astype(np.intp), depth.ravel())
+    thickest = strongest(depth, labels, count)
     thin = (stats[:, 4] < 0.12 * stats[:, 2] * stats[:, 3]) & (thickest <= 2 * radius + 0.5)
     thin[0] = True
     return np.asarray(~thin[labels], bool)
+
+
+def strongest(values: NDArray[Any], labels: NDArray[Any], count: int) -> Float32:
+    """Largest value of each label, (count,), at least 0."""
+    largest = np.zeros(count, np.float32)
+    np.maximum.at(largest, labels.ravel().astype(np.intp), values.ravel())
+    return largest
 
 
 def medians(values: NDArray[Any], labels: NDArray[Any], count: int) -> NDArray[np.float64]:
@@ -145,6 +152,8 @@ def without_ink_and_rims(mask: Bool, signal: Float32, parameters: TissueParamete
     strength = medians(signal, labels, count)
     ink_area = max(parameters.ink_share * height * width, 40)
     ink = (gap <= 0.06 * max(height, width)) & (area < ink_area) & (strength > parameters.ink_contrast)
+    # a word cut off by the border of a tiny image, blurred into its own halo
+    ink |= (gap <= 1) & (area < 0.05 * height * width) & (strongest(signal, labels, count) > 2 * parameters.ink_contrast)
     area[ink] = 0
     pale = strength < 0.4 * strength[area.argmax()]
     strip = (on_rim > 0.12 * area) | (on_rim > 0.5 * max(height, width)) | (pale & (gap <= 1))
@@ -153,11 +162,11 @@ def without_ink_and_rims(mask: Bool, signal: Float32, parameters: TissueParamete
 
 
 def largest_pieces(mask: Bool, min_share: float) -> Bool:
-    """The pieces of at least ``min_share`` of the largest one's area."""
+    """The pieces of at least ``min_share`` of the largest one's area, and of a dozen pixels."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
     area = stats[:, 4].copy()
     area[0] = 0
-    return np.asarray(((area >= min_share * area.max()) & (area > 0))[labels], bool)
+    return np.asarray(((area >= min_share * area.max()) & (area >= SMALLEST_PX))[labels], bool)
 
 
 def local_background(pixels: NDArray[Any], signal: Float32, inverted: bool, solid_contrast: float) -> tuple[float, ...] | None:
