@@ -13,4 +13,5 @@ class CarryWorkflow(BuildHookInterface):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called by hatchling before a build."""
         if version != "editable":
-            build_data["force_include"] |= {part: f"histomri/_workflow/{part}" for part in ("Snakefile", "workflow", "config", "envs")}
+            parts = ("Snakefile", "workflow", "config", "envs")
+            build_data["force_include"] |= {part: f"histomri/_workflow/{part}" for part in parts}

@@ -198,9 +198,14 @@ def _extent_problems(inputs: _Inputs, pixel_size_mm: float | None) -> Iterator[P
     for section, extent, where in known:
         reason = _implausible(extent, mri_mm.get(section.block), typical)
         if reason:
-            size = f"{section.pixel_size_mm:g} mm" if section.pixel_size_mm else "from the file or the config"
-            what = f"with its pixel size ({size}) the section is {extent:.4g} mm long, {reason}"
+            size = f"{_decimal(section.pixel_size_mm)} mm" if section.pixel_size_mm else "from the file or the config"
+            what = f"with its pixel size ({size}) the section is {_decimal(extent)} mm long, {reason}"
             yield Problem(f"{where}, column pixel_size_mm", what, UNITS_REMEDY)
+
+
+def _decimal(value: float) -> str:
+    """Four digits, and never an exponent: 0.00005 rather than 5e-05."""
+    return np.format_float_positional(float(f"{value:.4g}"), trim="-")
 
 
 def _implausible(extent_mm: float, mri_mm: float | None, typical_mm: float | None) -> str | None:
@@ -208,9 +213,9 @@ def _implausible(extent_mm: float, mri_mm: float | None, typical_mm: float | Non
     if not least <= extent_mm <= most:
         return f"{least:g} to {most:g} mm were expected"
     if mri_mm and not EXTENT_TO_MRI_LIMITS[0] <= extent_mm / mri_mm <= EXTENT_TO_MRI_LIMITS[1]:
-        return f"which does not fit its MRI of {mri_mm:.4g} mm"
+        return f"which does not fit its MRI of {_decimal(mri_mm)} mm"
     if typical_mm and not 1 / EXTENT_TO_PEERS_LIMIT <= extent_mm / typical_mm <= EXTENT_TO_PEERS_LIMIT:
-        return f"the other sections are about {typical_mm:.4g} mm long"
+        return f"the other sections are about {_decimal(typical_mm)} mm long"
     return None
 
 

@@ -93,7 +93,7 @@ def section_ids(paths: Sequence[Path]) -> list[str]:
 
 def _clean(text: str) -> str:
     """Text with everything replaced that an id must not hold."""
-    return re.sub(r"[^\w.+&-]+", "_", text).lstrip(".+&-") or "section"
+    return re.sub(r"[^\w.+&-]+", "_", text).strip("_.+&-") or "section"
 
 
 def _sections(found: Sequence[FoundSlide], folder: Path) -> str:
