@@ -38,7 +38,7 @@ class Tear:
 def _gape(along: float, row: Float) -> float:
     """Half the width of the crack: full at the open end, 0 from the tip on."""
     t = min(1.0, max(0.0, along / row[4]))
-    return row[5] * (1.0 - t * t * (3.0 - 2.0 * t))
+    return float(row[5] * (1.0 - t * t * (3.0 - 2.0 * t)))
 
 
 @njit(cache=True)
@@ -170,7 +170,7 @@ class Distortion:
 
     def to_section(self, points_mm: ArrayLike) -> Float:
         """Points (..., 2) of the block's plane in the section, exact to about 1e-10 mm."""
-        return self._run(_to_section, points_mm, np.linalg.inv(self.linear))
+        return self._run(_to_section, points_mm, np.asarray(np.linalg.inv(self.linear), float))
 
     def moved(self, offset_mm: ArrayLike) -> Distortion:
         """The same for a section whose origin lies at ``offset_mm`` of this one's."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -16,11 +17,12 @@ _M = np.uint64(0xFF51AFD7ED558CCD)
 _STEP, _HALF, _LAST = np.uint64(16), np.uint64(32), np.uint64(48)
 _FIELD = np.uint64(0xFFFF)
 _UNIT = 1.0 / 65535.0
+MEAN_SPECKLE = 0.2
 _GAIN = 2.4 / 65535.0
 
 
 @njit(cache=True, inline="always")
-def mix_bits(h: int) -> int:
+def mix_bits(h: Any) -> Any:
     """Spread every bit of a 64-bit number over the upper bits."""
     h ^= h >> _HALF
     h *= _M
@@ -28,19 +30,19 @@ def mix_bits(h: int) -> int:
 
 
 @njit(cache=True, inline="always")
-def hash3(z: int, y: int, x: int, seed: int) -> int:
+def hash3(z: int, y: int, x: int, seed: int) -> Any:
     """64 well-mixed bits of an integer lattice point."""
     return mix_bits(np.uint64(z) * _A + np.uint64(y) * _B + np.uint64(x) * _C + np.uint64(seed) * _D)
 
 
 @njit(cache=True, inline="always")
-def bits(h: int, place: int) -> float:
+def bits(h: Any, place: int) -> float:
     """The ``place``-th (0 to 3) 16 bits of a hash as a number from 0 to 1."""
     return float((h >> (np.uint64(place) * _STEP)) & _FIELD) * _UNIT
 
 
 @njit(cache=True, inline="always")
-def _corner(h: int, dz: float, dy: float, dx: float) -> float:
+def _corner(h: Any, dz: float, dy: float, dx: float) -> float:
     h = mix_bits(h)
     gz, gy, gx = float(np.int16(h >> _STEP)), float(np.int16(h >> _HALF)), float(np.int16(h >> _LAST))
     return gz * dz + gy * dy + gx * dx
@@ -86,9 +88,10 @@ def octaves(z: float, y: float, x: float, longest_mm: float, shortest_mm: float,
 
 @njit(cache=True, fastmath=True)
 def speckle(z: float, y: float, x: float, cell_mm: float, finest_mm: float, seed: int) -> float:
-    """Coverage, 0 to 1, by round cells, at most one in each cube of ``cell_mm``; their mean where they cannot be resolved."""
-    if finest_mm > cell_mm:
-        return 0.14
+    """Coverage, 0 to 1, by round cells, one in each cube of ``cell_mm``; fading into their mean where they cannot be resolved."""
+    sharp = min(1.0, 2.0 - 4.0 * finest_mm / cell_mm)
+    if sharp <= 0.0:
+        return MEAN_SPECKLE
     qz, qy, qx = math.floor(z / cell_mm), math.floor(y / cell_mm), math.floor(x / cell_mm)
     h = hash3(int(qz), int(qy), int(qx), seed)
     radius = 0.22 + 0.16 * bits(h, 3)
@@ -96,4 +99,5 @@ def speckle(z: float, y: float, x: float, cell_mm: float, finest_mm: float, seed
     dy = y / cell_mm - qy - radius - (1 - 2 * radius) * bits(h, 0)
     dx = x / cell_mm - qx - radius - (1 - 2 * radius) * bits(h, 1)
     distance = math.sqrt(0.4 * dz * dz + dy * dy + dx * dx)
-    return min(1.0, max(0.0, (radius - distance) * cell_mm / finest_mm + 0.5))
+    covered = min(1.0, max(0.0, (radius - distance) * cell_mm / finest_mm + 0.5))
+    return sharp * covered + (1.0 - sharp) * MEAN_SPECKLE

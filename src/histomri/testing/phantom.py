@@ -49,8 +49,8 @@ def _write_sheets(truth: Truth, folder: Path, output: str) -> None:
     _write_table(folder / "sections.tsv", header, rows)
     pixel = f"{spec.blockface_pixel_mm:g}" if spec.blockface else ""
     _write_table(folder / "blocks.tsv", ["block", "mri", "blockface_pixel_size_mm"], [["block", "mri.nii.gz", pixel]])
-    lines = [f"study: {spec.study}", "sections: sections.tsv", "blocks: blocks.tsv", "landmarks: landmarks.tsv", f"output: {output}"]
-    (folder / "config.yaml").write_text("\n".join(lines) + "\n")
+    sheets = "sections: sections.tsv\nblocks: blocks.tsv\nlandmarks: landmarks.tsv\n"
+    (folder / "config.yaml").write_text(f"study: {spec.study}\n{sheets}output: {output}\n")
 
 
 def _pick_points(truth: Truth, section: SectionTruth, n: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -71,7 +71,7 @@ def _write_landmarks(truth: Truth, folder: Path) -> None:
     spec = truth.spec
     kept = [s for s in truth.sections.values() if s.bad != "lost"]
     shares = [len(part) for part in np.array_split(np.arange(spec.n_landmarks), len(kept))]
-    rows = []
+    rows: list[list[str]] = []
     for section, n in zip(kept, shares, strict=True):
         plane = _pick_points(truth, section, n, np.random.default_rng([spec.seed, 10, int(section.id[1:])]))
         pixels = truth.block_to_section(section.id, plane) / section.pixel_size_mm
@@ -106,12 +106,17 @@ def _fill(folder: Path, truth: Truth, output: str, say: Callable[[str], None]) -
             make_photograph(truth, section, folder / "blockface" / f"{section.id}.png")
         if section.bad != "lost":
             make_slide(truth, section, folder / "slides" / f"{section.id}.tif")
-        say(f"section {section.id} of {len(truth.sections)}, {section.shape[1]} x {section.shape[0]} px ({time.monotonic() - start:.0f} s)")
+        size = f"{section.shape[1]} x {section.shape[0]} px"
+        say(f"section {section.id} of {len(truth.sections)}, {size} ({time.monotonic() - start:.0f} s)")
     _write_label_images(truth, folder / "truth" / "labels")
     write_truth(truth, folder / "truth" / "truth.json")
 
 
-def make(folder: str | Path, spec: PhantomSpec = DEMO, output: str = "results", say: Callable[[str], None] = lambda text: None) -> Truth:
+def _silent(text: str) -> None:
+    """Say nothing."""
+
+
+def make(folder: str | Path, spec: PhantomSpec = DEMO, output: str = "results", say: Callable[[str], None] = _silent) -> Truth:
     """Make a digital block in ``folder``, which must not exist yet, and return its truth.
 
     Everything is written beside it first and renamed at the end, so that a folder of that name is always whole. ``output`` goes
@@ -119,7 +124,7 @@ def make(folder: str | Path, spec: PhantomSpec = DEMO, output: str = "results", 
     """
     folder = Path(folder)
     if folder.exists():
-        raise FileExistsError(f"{folder} exists already: remove it, or name a folder that does not exist, to make a digital block.")
+        raise FileExistsError(f"{folder} exists already: remove it, or name a folder that does not exist.")
     partial = folder.with_name(folder.name + ".partial")
     if partial.exists():
         say(f"removing {partial}, left by a run that was interrupted")
@@ -133,7 +138,8 @@ def make(folder: str | Path, spec: PhantomSpec = DEMO, output: str = "results", 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m histomri.testing.phantom", description="Make a digital block with known truth.")
+    description = "Make a digital block with known truth."
+    parser = argparse.ArgumentParser(prog="python -m histomri.testing.phantom", description=description)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="demo")
     parser.add_argument("--seed", type=int, default=0)

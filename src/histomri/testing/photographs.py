@@ -62,7 +62,7 @@ def _frame(plane: Float, width: float, seed: int) -> tuple[Float, NDArray[np.boo
 def _lighting(shape: tuple[int, int], rng: np.random.Generator) -> tuple[Float, Float]:
     """Gain, (y, x), that falls off unevenly, and glare, (y, x), that moves from photograph to photograph."""
     y, x = np.meshgrid(np.linspace(-1, 1, shape[0]), np.linspace(-1, 1, shape[1]), indexing="ij")
-    a, b = rng.uniform(-0.12, 0.12, 2) + (0.1, -0.08)
+    a, b = rng.uniform(-0.02, 0.22), rng.uniform(-0.2, 0.04)
     gain = rng.uniform(0.9, 1.05) * (1 + a * x + b * y - 0.10 * (x * x + y * y))
     cy, cx, turn = rng.uniform(-0.6, 0.6), rng.uniform(-0.6, 0.6), rng.uniform(0, np.pi)
     u = np.cos(turn) * (y - cy) + np.sin(turn) * (x - cx)

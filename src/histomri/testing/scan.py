@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -52,7 +53,10 @@ def _bias(shape: tuple[int, ...], rng: np.random.Generator) -> Float:
     """A smooth gain of about 0.75 to 1.3: a quadratic polynomial of the position."""
     axes = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij", sparse=True)
     slope, curve = rng.uniform(-0.2, 0.2, 3), rng.uniform(-0.15, 0.1, 3)
-    return np.exp(sum(s * a + c * a * a for s, c, a in zip(slope, curve, axes, strict=True)))
+    exponent = np.zeros(shape)
+    for s, c, a in zip(slope, curve, axes, strict=True):
+        exponent += s * a + c * a * a
+    return np.asarray(np.exp(exponent), float)
 
 
 def nifti_affine(grid: Grid) -> Float:
@@ -64,15 +68,16 @@ def nifti_affine(grid: Grid) -> Float:
 
 
 def _write(path: Path, values: NDArray[np.generic], grid: Grid) -> None:
-    image = nib.Nifti1Image(np.ascontiguousarray(values.transpose(2, 1, 0)), nifti_affine(grid))
+    affine = nifti_affine(grid)
+    image: Any = nib.Nifti1Image(np.ascontiguousarray(values.transpose(2, 1, 0)), affine)  # type: ignore[no-untyped-call]
     image.header.set_xyzt_units("mm")
-    image.set_sform(nifti_affine(grid), code=1)
-    image.set_qform(nifti_affine(grid), code=1)
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
     nib.save(image, path)
 
 
 def make_mri(truth: Truth, path: Path) -> None:
-    """Write the MRI, int16: the specimen unshrunk, with a smooth bias field and Rician noise of about 2.5 % of the white matter."""
+    """Write the MRI, int16: the specimen unshrunk, with a smooth bias field and Rician noise of 3 % of the white matter."""
     rng = np.random.default_rng([truth.spec.seed, 9])
     signal = _signal(truth) * _bias(truth.mri_grid.shape, rng)
     noise = rng.normal(scale=0.014, size=(2, *signal.shape))

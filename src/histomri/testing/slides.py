@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -13,7 +13,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from histomri.testing.noise import gradient_noise, hash3
-from histomri.testing.specimen import CHANNELS, N_CHANNELS
+from histomri.testing.specimen import CHANNELS
 from histomri.testing.threads import over_ranges
 from histomri.testing.truth import SectionTruth, Truth
 
@@ -32,7 +32,8 @@ _UPTAKE: dict[str, tuple[tuple[tuple[float, float, float], ...], dict[str, tuple
     "he": (
         (_HAEMATOXYLIN, _EOSIN),
         {
-            "cortex": (0.24, 0.50), "white": (0.10, 0.37), "caudate": (0.30, 0.46), "putamen": (0.28, 0.53), "pallidum": (0.13, 0.44),
+            "cortex": (0.24, 0.50), "white": (0.10, 0.37),
+            "caudate": (0.30, 0.46), "putamen": (0.28, 0.53), "pallidum": (0.13, 0.44),
             "upper_layers": (0.14, 0.0), "stripe": (-0.05, 0.0), "lower_layers": (0.10, 0.0), "texture": (0.06, 0.09),
             "grain": (0.08, 0.10), "cells": (0.65, 0.0), "glia": (0.45, 0.0), "fibres": (0.0, 0.06), "vessel": (0.05, 0.7),
         },
@@ -40,7 +41,8 @@ _UPTAKE: dict[str, tuple[tuple[tuple[float, float, float], ...], dict[str, tuple
     "lfb": (
         (_LUXOL_BLUE, _CRESYL_VIOLET),
         {
-            "cortex": (0.10, 0.13), "white": (0.88, 0.05), "caudate": (0.17, 0.20), "putamen": (0.25, 0.18), "pallidum": (0.58, 0.12),
+            "cortex": (0.10, 0.13), "white": (0.88, 0.05),
+            "caudate": (0.17, 0.20), "putamen": (0.25, 0.18), "pallidum": (0.58, 0.12),
             "upper_layers": (-0.02, 0.12), "stripe": (0.20, 0.0), "lower_layers": (0.10, 0.08), "texture": (0.10, 0.03),
             "grain": (0.10, 0.05), "cells": (0.0, 0.75), "glia": (0.0, 0.30), "fibres": (0.16, 0.0), "vessel": (0.10, 0.10),
         },
@@ -49,52 +51,76 @@ _UPTAKE: dict[str, tuple[tuple[tuple[float, float, float], ...], dict[str, tuple
 
 
 def stain_table(stain: str) -> NDArray[np.float64]:
-    """Optical density (14, 3) of red, green, blue for each channel. 
+    """Optical density (14, 3) of red, green, blue for each channel.
 
     Raises ``KeyError`` for a stain other than ``he`` and ``lfb``.
     """
     dyes, uptake = _UPTAKE[stain]
-    return np.array([uptake[name] for name in CHANNELS]) @ np.array(dyes)
+    return np.asarray(np.array([uptake[name] for name in CHANNELS]) @ np.array(dyes), float)
+
+
+class Look(NamedTuple):
+    """How a slide came out: gain of the stain, fault (0 none, 1 pale, 2 a blotch) at y, x, radius in px, size in px, seed."""
+
+    gain: float
+    fault: int
+    y: float
+    x: float
+    radius: float
+    unit: float
+    seed: int
 
 
 @njit(cache=True, nogil=True)
-def _develop(density: Any, top: int, gain: float, fault: int, fault_at: Any, unit: float, seed: int, out: Any) -> None:
-    """Optical density to noisy pixels. ``fault`` 1 is pale, 2 a dark blotch round ``fault_at`` (y, x, radius in pixels)."""
+def _develop(density: Any, top: int, look: Look, out: Any) -> None:
+    """Optical density to noisy pixels: unevenly stained, faults included."""
     white = (244.0, 243.0, 241.0)
+    cloud, blotch = 0.0, 0.0
     for i in range(density.shape[0]):
         for j in range(density.shape[1]):
             y, x = float(top + i), float(j)
-            cloud = gradient_noise(0.5, y / unit / 0.30, x / unit / 0.30, seed)
-            factor, extra = gain * (1.0 + 0.12 * cloud), 0.0
-            r = math.hypot(y - fault_at[0], x - fault_at[1]) / fault_at[2]
-            if fault == 1:
+            if j % 4 == 0:  # far smoother than 4 pixels
+                cloud = gradient_noise(0.5, y / look.unit / 0.30, x / look.unit / 0.30, look.seed)
+                r = math.hypot(y - look.y, x - look.x) / look.radius
+                blotch = 1.1 / (1.0 + math.exp((r - 1.0 + 0.5 * cloud) * 14.0)) if look.fault == 2 else 0.0
+            factor = look.gain * (1.0 + 0.12 * cloud)
+            if look.fault == 1:
                 factor *= 0.2 + 0.16 * cloud
-            elif fault == 2:
-                extra = 1.1 / (1.0 + math.exp((r - 1.0 + 0.5 * cloud) * 14.0))
-            h = hash3(seed, top + i, j, 77)
+            h = hash3(look.seed, top + i, j, 77)
             for c in range(3):
+                dye = max(0.0, density[i, j, c]) * factor + blotch * (0.7 + 0.15 * c)
+                value = white[c] * math.exp(-1.15 * dye) if dye > 0.0 else white[c]
                 shot = float((h >> np.uint64(16 * c)) & np.uint64(255)) / 255.0 - 0.5
-                value = white[c] * math.exp(-(max(0.0, density[i, j, c]) * factor + extra * (0.7 + 0.15 * c)) * 1.15) + 5.0 * shot
-                out[i, j, c] = np.uint8(min(255.0, max(0.0, value + 0.5)))
+                out[i, j, c] = np.uint8(min(255.0, max(0.0, value + 5.0 * shot + 0.5)))
+
+
+def _draw_look(section: SectionTruth, seed: int) -> Look:
+    rng = np.random.default_rng([seed, 5, int(section.id[1:])])
+    height, width = section.shape
+    gain, noise = float(rng.uniform(0.85, 1.15)), int(rng.integers(1 << 30))
+    y, x, radius = (np.array([height, width, min(height, width)]) * rng.uniform((0.4, 0.4, 0.24), (0.6, 0.6, 0.3))).tolist()
+    fault = {"pale": 1, "blotch": 2}.get(section.bad or "", 0)
+    return Look(gain, fault, y, x, radius, float(height), noise)
 
 
 def render_section(truth: Truth, section: SectionTruth) -> Pixels:
     """The stained section as it lies on its slide, (y, x, 3), without dust and handwriting."""
-    rng = np.random.default_rng([truth.spec.seed, 5, int(section.id[1:])])
     height, width = section.shape
-    table = stain_table(section.stain)
-    gain, seed = float(rng.uniform(0.85, 1.15)), int(rng.integers(1 << 30))
-    fault = {"pale": 1, "blotch": 2}.get(section.bad or "", 0)
-    fault_at = np.array([height * rng.uniform(0.4, 0.6), width * rng.uniform(0.4, 0.6), min(height, width) * rng.uniform(0.24, 0.3)])
+    table, look = stain_table(section.stain), _draw_look(section, truth.spec.seed)
     out = np.empty((height, width, 3), np.uint8)
     columns = np.arange(width) * section.pixel_size_mm
     for top in range(0, height, ROWS):
         rows = np.arange(top, min(height, top + ROWS)) * section.pixel_size_mm
         points = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1)
         density = truth.specimen.mix(truth.section_to_block(section.id, points), table, section.pixel_size_mm)
-        part = out[top : top + ROWS]
-        over_ranges(lambda a, b, d=density, t=top, p=part: _develop(d[a:b], t + a, gain, fault, fault_at, height, seed, p[a:b]), len(rows), 64)
+        _develop_rows(density, top, look, out)
     return out
+
+
+def _develop_rows(density: NDArray[np.float32], top: int, look: Look, out: Pixels) -> None:
+    """Develop the rows from ``top`` on, in threads."""
+    part = out[top : top + len(density)]
+    over_ranges(lambda a, b: _develop(density[a:b], top + a, look, part[a:b]), len(density), 64)
 
 
 def _stroke(rng: np.random.Generator, start: Any, size: float) -> Any:
@@ -126,7 +152,8 @@ def _sprinkle_dust(pixels: Pixels, rng: np.random.Generator, unit: float) -> Non
         grey = int(rng.uniform(40, 140))
         cv2.ellipse(pixels, centre, axes, rng.uniform(0, 180), 0, 360, (grey, grey, grey - 10), -1, cv2.LINE_AA)
     hair = _stroke(rng, (rng.uniform(0.1, 0.8) * width, rng.uniform(0.05, 0.95) * height), 0.08 * unit)
-    cv2.polylines(pixels, [np.round(hair * 16).astype(np.int32)], False, (90, 80, 75), max(1, round(0.0015 * unit)), cv2.LINE_AA, 4)
+    line = np.round(hair * 16).astype(np.int32)
+    cv2.polylines(pixels, [line], False, (90, 80, 75), max(1, round(0.0015 * unit)), cv2.LINE_AA, 4)
 
 
 def _draw_glass_edge(pixels: Pixels, rng: np.random.Generator, unit: float) -> None:
@@ -153,7 +180,8 @@ def pyramid(pixels: Pixels) -> list[Pixels]:
     while max(levels[-1].shape[:2]) > 256:
         last = levels[-1]
         height, width = last.shape[0] // LEVEL_FACTOR, last.shape[1] // LEVEL_FACTOR
-        levels.append(cv2.resize(last[: height * LEVEL_FACTOR, : width * LEVEL_FACTOR], (width, height), interpolation=cv2.INTER_AREA))
+        whole = last[: height * LEVEL_FACTOR, : width * LEVEL_FACTOR]
+        levels.append(np.asarray(cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA), np.uint8))
     return levels
 
 
@@ -187,6 +215,3 @@ def label_image(truth: Truth, section: SectionTruth, factor: int) -> Pixels:
     shape = np.array(section.shape) // factor
     axes = [((np.arange(n) + 0.5) * factor - 0.5) * section.pixel_size_mm for n in shape]
     return truth.specimen.labels(truth.section_to_block(section.id, np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)))
-
-
-assert all(set(uptake) == set(CHANNELS) for _, uptake in _UPTAKE.values()) and len(CHANNELS) == N_CHANNELS

@@ -32,7 +32,9 @@ class PhantomSpec:
             raise ValueError(f"A digital block needs at least 3 sections, found n_sections = {self.n_sections}.")
         cut = self.n_sections * self.spacing_mm
         if cut > self.size_mm[0] + 1e-9:
-            raise ValueError(f"{self.n_sections} sections {self.spacing_mm} mm apart need a block {cut:g} mm long, found {self.size_mm[0]:g}.")
+            raise ValueError(
+                f"{self.n_sections} sections {self.spacing_mm} mm apart need a block {cut:g} mm long, found {self.size_mm[0]:g}."
+            )
         if not (0 <= self.bad_fraction <= 0.5 and 0 <= self.mirrored_fraction <= 1):
             raise ValueError("bad_fraction must lie in 0..0.5 and mirrored_fraction in 0..1.")
 
@@ -52,6 +54,7 @@ SMALL = PhantomSpec(
     mri_spacing_mm=0.4,
     blockface_pixel_mm=0.08,
     bend_mm=0.35,
+    bad_fraction=0.25,
     n_landmarks=80,
 )
 TINY = PhantomSpec(

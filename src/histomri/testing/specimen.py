@@ -79,8 +79,11 @@ def _folds(rng: np.random.Generator) -> Float:
 
 def _nuclei(rng: np.random.Generator, length: float) -> tuple[tuple[float, ...], ...]:
     middle = length / 2
-    rows = [(middle - 0.14 * length, -2.6, 3.2, 0.46 * length, 1.5, 2.3), (middle + 0.1 * length, 1.8, 1.6, 0.42 * length, 3.1, 1.5)]
-    rows.append((middle + 0.05 * length, 1.6, 4.6, 0.33 * length, 2.0, 1.1))
+    rows = [
+        (middle - 0.14 * length, -2.6, 5.4, 0.46 * length, 1.5, 2.3),
+        (middle + 0.1 * length, 1.8, 3.0, 0.42 * length, 3.1, 1.5),
+        (middle + 0.05 * length, 1.6, 6.2, 0.33 * length, 2.0, 1.1),
+    ]
     turns = rng.uniform(-0.5, 0.5, (3, 1))
     table = np.hstack([np.array(rows) + rng.uniform(-0.3, 0.3, (3, 6)), np.cos(turns), np.sin(turns)])
     return tuple(tuple(row) for row in table.tolist())
@@ -91,13 +94,14 @@ def anatomy(seed: int, size_mm: tuple[float, float, float]) -> Anatomy:
     rng = np.random.default_rng([seed, 1])
     scale = min(size_mm[1:]) / 25.0
     length = size_mm[0] / scale
-    axes = np.array([size_mm[1], size_mm[2]]) / scale * (0.44, 0.435)
+    axes = np.array([size_mm[1], size_mm[2]]) / scale * (0.47, 0.53)
     amplitudes = np.array([0.07, 0.055, 0.04, 0.025]) * rng.uniform(0.8, 1.2, 4)
     harmonics = np.column_stack([amplitudes, [2, 3, 4, 5], rng.uniform(0, 2 * np.pi, 4), rng.uniform(-0.07, 0.07, 4)])
-    centre = np.column_stack([rng.uniform(-0.3, 0.3, 2), rng.uniform(-0.06, 0.06, 2), rng.uniform(-0.01, 0.01, 2)])
-    face = np.array([rng.uniform(-0.25, 0.25), 1.0, rng.uniform(-0.15, 0.15), 7.2])
+    middle = rng.uniform((-0.3, 0.7), (0.3, 1.3))
+    centre = np.column_stack([middle, rng.uniform(-0.06, 0.06, 2), rng.uniform(-0.01, 0.01, 2)])
+    face = np.array([rng.uniform(-0.25, 0.25), 1.0, rng.uniform(-0.15, 0.15), 9.2])
     slopes = rng.uniform(-0.12, 0.12), rng.uniform(-0.06, 0.06)
-    ventricle = (-3.4, 5.6, *slopes, 2.6, 1.1, rng.uniform(0.1, 0.2))
+    ventricle = (-3.4, 8.2, *slopes, 2.6, 1.1, rng.uniform(0.1, 0.2))
     deep = Deep(seed * 1000 + 7, scale, length, _nuclei(rng, length), ventricle)
     return Anatomy(deep, centre, axes, harmonics, face, _folds(rng))
 
@@ -160,7 +164,7 @@ def _fill_lattice(a: Anatomy, origin: tuple[float, float, float], start: int, st
 
 def lattice(a: Anatomy) -> Lattice:
     """The slow fields of a specimen with a rim of 2 mm around it; a point beyond the lattice is outside."""
-    half = a.axes * 1.25 + 2.0
+    half = a.axes * 1.17 + 1.0
     origin = (-2.0, -float(half[0]), -float(half[1]))
     shape = np.ceil((np.array([a.deep.length + 2.0, half[0], half[1]]) - origin) / LATTICE_MM).astype(int) + 1
     values = np.empty((*shape, N_SLOW), np.float32)
@@ -196,7 +200,7 @@ def _pial_depth(slow: Float, ragged: float) -> float:
     beyond = max(0.0, hull - slow[REACH])
     width = 0.1 + 0.5 * math.exp(-max(hull, 0.0) / 0.9)
     sulcus = math.sqrt(slow[FOLD] * slow[FOLD] + beyond * beyond) - width
-    return min(hull, sulcus)
+    return float(min(hull, sulcus))
 
 
 @njit(cache=True, fastmath=True, inline="always")
@@ -224,11 +228,14 @@ def _ventricle(z: float, y: float, x: float, a: Deep) -> float:
 def _modulate(z: float, y: float, x: float, finest: float, a: Deep, out: Float) -> None:
     """Fill the channels that modulate the tissue fractions already in ``out``."""
     tissue = out[0] + out[1] + out[2] + out[3] + out[4]
+    out[12] = 0.0
     out[8] = tissue * octaves(z, y, x, 2.6, 0.4, finest, a.seed + 40)
     out[9] = tissue * octaves(z, y, x, 0.33, 0.01, finest, a.seed + 60)
     cells = speckle(z, y, x, 0.045, finest, a.seed + 80)
     out[10], out[11] = (tissue - out[1]) * cells, out[1] * cells
-    out[12] = (out[1] + out[3]) * gradient_noise(z / 1.2, (y - 0.6 * x) / 0.28, (x + 0.6 * y) / 1.5, a.seed + 90)
+    striped = out[1] + out[3]
+    if striped > 0.0:
+        out[12] = striped * gradient_noise(z / 1.2, (y - 0.6 * x) / 0.28, (x + 0.6 * y) / 1.5, a.seed + 90)
 
 
 @njit(cache=True, fastmath=True, inline="always")

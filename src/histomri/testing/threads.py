@@ -1,4 +1,7 @@
-"""Kernels that release the GIL, run over ranges in threads. Every item is computed alone, so the number of threads changes nothing."""
+"""Kernels that release the GIL, run over ranges in threads.
+
+Every item is computed alone, so the number of threads changes nothing.
+"""
 
 from __future__ import annotations
 

@@ -116,9 +116,10 @@ def _draw_mri(spec: PhantomSpec) -> tuple[Affine, Grid]:
     rng = np.random.default_rng([spec.seed, 2])
     rotation = random_rotation(rng)  # block to MRI; in (z, y, x) order proper stays proper
     size = np.array(spec.size_mm)
-    block_to_mri = Affine.from_parts(rotation, rng.uniform(-30, 30, 3) - rotation @ (size * (0.5, 0, 0)), f"block:{'block'}", "mri")
-    half = size * (0.52, 0.55, 0.55) + 0.5
-    corners = np.array(np.meshgrid(*[(-h, h) for h in half], indexing="ij")).reshape(3, -1).T + size * (0.5, 0, 0)
+    middle = size * (0.5, 0, 0)
+    block_to_mri = Affine.from_parts(rotation, rng.uniform(-30, 30, 3) - rotation @ middle, "block:block", "mri")
+    half = size * (0.52, 0.57, 0.57) + 0.5
+    corners = np.array(np.meshgrid(*[(-h, h) for h in half], indexing="ij")).reshape(3, -1).T + middle
     direction = _small_rotation(rng, 25) @ np.diag(rng.choice([-1.0, 1.0], 3))
     local = block_to_mri.map(corners) @ direction
     low, high = local.min(axis=0) - 1.0, local.max(axis=0) + 1.0
@@ -139,7 +140,7 @@ def _bad_kinds(spec: PhantomSpec, rng: np.random.Generator) -> list[str | None]:
 def _waves(spec: PhantomSpec, z: float, shared: Float, rng: np.random.Generator) -> Float:
     """Bend of one section: waves that drift along the block and waves of its own; rms of the displacement is ``bend_mm``."""
     width = spec.size_mm[1]
-    own = np.column_stack([rng.uniform(-1, 1, (3, 2)), rng.uniform(0, 2 * np.pi, (3, 1)), rng.normal(size=(3, 2))])
+    own = np.column_stack([rng.uniform(-1, 1, (2, 2)), rng.uniform(0, 2 * np.pi, (2, 1)), rng.normal(size=(2, 2))])
     common = shared[:, :5].copy()
     common[:, 2] += shared[:, 5] * z
     waves = np.vstack([common, own])
@@ -157,8 +158,8 @@ def _draw_tear(spec: PhantomSpec, rng: np.random.Generator) -> Tear:
     inward = np.array([np.cos(angle), np.sin(angle)])
     aside = np.array([-inward[1], inward[0]]) * rng.uniform(-0.1, 0.1) * width
     start = -0.5 * width * inward + aside
-    half = rng.uniform(0.025, 0.035) * width
-    return Tear((float(start[0]), float(start[1])), float(angle), float(rng.uniform(0.65, 0.8) * width), half, float(rng.uniform(0.01, 0.02) * width))
+    length, half, sway = (width * rng.uniform(a, b) for a, b in ((0.65, 0.8), (0.025, 0.035), (0.01, 0.02)))
+    return Tear((float(start[0]), float(start[1])), float(angle), float(length), float(half), float(sway))
 
 
 def _linear(rotation_deg: float, mirrored: bool, shrink: tuple[float, float]) -> Float:
@@ -168,7 +169,9 @@ def _linear(rotation_deg: float, mirrored: bool, shrink: tuple[float, float]) ->
     return turn @ np.diag([1.0, -1.0 if mirrored else 1.0]) @ np.diag(shrink)
 
 
-def _fit_slide(distortion: Distortion, z: float, specimen: Specimen, spec: PhantomSpec, rng: np.random.Generator) -> tuple[Distortion, tuple[int, int]]:
+def _fit_slide(
+    distortion: Distortion, z: float, specimen: Specimen, spec: PhantomSpec, rng: np.random.Generator
+) -> tuple[Distortion, tuple[int, int]]:
     """Lay the section on a slide just large enough, with a margin of its own on each side."""
     width = max(spec.size_mm[1:])
     step = width / 120
@@ -200,30 +203,51 @@ def photograph_shape(spec: PhantomSpec) -> tuple[int, int]:
     return int(1.42 * spec.size_mm[1] / spec.blockface_pixel_mm), int(1.5 * spec.size_mm[2] / spec.blockface_pixel_mm)
 
 
+def _shared_waves(rng: np.random.Generator) -> Float:
+    """Three waves of the bend that all sections share, (3, 6): direction, phase, amplitude and drift of the phase per mm of z."""
+    directions, phases = rng.normal(size=(3, 2)), rng.uniform(0, 2 * np.pi, (3, 1))
+    return np.column_stack([directions, phases, rng.normal(size=(3, 2)), rng.uniform(-0.2, 0.2, 3)])
+
+
+def _draw_mirrored(spec: PhantomSpec, bad: list[str | None], rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Which sections lie face down, (n_sections,); never a lost one, which could not be told."""
+    mirrored = np.zeros(spec.n_sections, bool)
+    kept = [i for i, kind in enumerate(bad) if kind != "lost"]
+    n = min(len(kept), int(np.ceil(spec.mirrored_fraction * spec.n_sections)))
+    mirrored[rng.choice(kept, n, replace=False)] = True
+    return mirrored
+
+
 def draw_truth(spec: PhantomSpec) -> Truth:
     """Everything about a block that chance decides, from its seed alone."""
     specimen = Specimen(spec.seed, spec.size_mm)
     rng = np.random.default_rng([spec.seed, 3])
     bad = _bad_kinds(spec, rng)
-    mirrored = np.zeros(spec.n_sections, bool)
-    n_mirrored = int(np.ceil(spec.mirrored_fraction * spec.n_sections))
-    mirrored[rng.choice([i for i, kind in enumerate(bad) if kind != "lost"], n_mirrored, replace=False)] = True
-    common = rng.uniform(0.78, 0.86), rng.uniform(0.87, 0.93)
-    common = common if rng.random() < 0.5 else common[::-1]
-    shared = np.column_stack([rng.normal(size=(4, 2)), rng.uniform(0, 6, (4, 1)), rng.normal(size=(4, 2)), rng.uniform(-0.2, 0.2, 4)])
+    mirrored = _draw_mirrored(spec, bad, rng)
+    common = (rng.uniform(0.78, 0.86), rng.uniform(0.87, 0.93))[:: 1 if rng.random() < 0.5 else -1]
+    shared = _shared_waves(rng)
     sections = {}
     for i, z in enumerate(spec.positions_mm):
         own = np.random.default_rng([spec.seed, 4, i])
-        shrink = tuple(float(np.clip(s * own.uniform(0.985, 1.015), 0.75, 0.95)) for s in common)
+        shrink_y, shrink_x = (float(np.clip(s * own.uniform(0.985, 1.015), 0.75, 0.95)) for s in common)
         angle = float(own.uniform(0, 360))
-        linear = np.linalg.inv(_linear(angle, bool(mirrored[i]), (shrink[0], shrink[1])))
+        linear = np.asarray(np.linalg.inv(_linear(angle, bool(mirrored[i]), (shrink_y, shrink_x))), float)
         tear = _draw_tear(spec, own) if bad[i] == "torn" else None
         free = Distortion(linear, np.zeros(2), _waves(spec, z, shared, own), tear)
         distortion, shape = _fit_slide(free, z, specimen, spec, own)
         name = f"s{i + 1:03d}"
-        stain = spec.stains[i % len(spec.stains)]
         sections[name] = SectionTruth(
-            name, z, stain, bool(mirrored[i]), angle, (shrink[0], shrink[1]), bad[i], shape, spec.pixel_size_mm, distortion, _camera(spec, own)
+            id=name,
+            position_mm=z,
+            stain=spec.stains[i % len(spec.stains)],
+            mirrored=bool(mirrored[i]),
+            rotation_deg=angle,
+            shrink=(shrink_y, shrink_x),
+            bad=bad[i],
+            shape=shape,
+            pixel_size_mm=spec.pixel_size_mm,
+            distortion=distortion,
+            camera=_camera(spec, own),
         )
     return Truth(spec, sections, *_draw_mri(spec), specimen)
 
@@ -252,7 +276,7 @@ def load_truth(folder: str | Path) -> Truth:
     Raises ``FileNotFoundError`` when the folder holds no ``truth/truth.json``.
     """
     record = json.loads((Path(folder) / "truth" / "truth.json").read_text())
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in record["spec"].items()}
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record["spec"].items()}
     spec = PhantomSpec(**fields)
     grid = record["mri_grid"]
     return Truth(
