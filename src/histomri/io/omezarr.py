@@ -243,7 +243,8 @@ def write_pyramid(folder: Path, spec: PyramidSpec, read_tile: ReadTile, storage:
 def write_label(folder: Path, name: str, masks: Sequence[Pixels], grids: Sequence[Grid], storage: Storage) -> None:
     """Write ``masks``, boolean (y, x) on ``grids`` and finest first, as the label ``labels/<name>`` of the image ``folder``.
 
-    A label may start at a coarser level than its image; its own scale and translation say where it lies.
+    A label may start at a coarser level than its image, its own scale and translation say where it lies; it has as many
+    levels as its image, as readers expect.
     """
     import zarr
 
@@ -261,11 +262,11 @@ def write_label(folder: Path, name: str, masks: Sequence[Pixels], grids: Sequenc
         create_level(group, str(level), mask.shape, np.uint8, storage)[...] = mask.astype(np.uint8)
 
 
-def mask_pyramid(mask: NDArray[np.bool_], grid: Grid, smallest_px: int) -> tuple[list[NDArray[np.bool_]], list[Grid]]:
-    """A mask and its coarser levels (a pixel is set where at least half of it is), with their grids."""
+def mask_pyramid(mask: NDArray[np.bool_], grid: Grid, levels: int) -> tuple[list[NDArray[np.bool_]], list[Grid]]:
+    """A mask and its coarser levels (a pixel is set where at least half of it is), ``levels`` in all, with their grids."""
     masks, grids = [mask], [grid]
     share = mask[None].astype(np.float32)
-    for level in range(1, level_count(mask.shape, smallest_px)):
+    for level in range(1, levels):
         share = halve(share)
         masks.append(share[0] >= 0.5)
         grids.append(level_grid(grid, level))

@@ -126,7 +126,7 @@ def add_tissue(record: SectionManifest, settings: IngestSettings) -> SectionMani
     is_empty = fraction < settings.min_tissue_fraction
     mask = np.zeros_like(tissue.mask) if is_empty else tissue.mask
     grid = record.level_grid(level)
-    masks, grids = omezarr.mask_pyramid(mask, grid, settings.smallest_level_px)
+    masks, grids = omezarr.mask_pyramid(mask, grid, record.levels)
     omezarr.write_label(record.store, "tissue", masks, grids, settings.storage)
     area = float(mask.sum() * np.prod(grid.spacing_mm))
     return replace(

@@ -1,0 +1,72 @@
+"""Results appear whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from histomri.io.publish import content_sha256, whole, write_json
+
+
+def make_store(folder: Path, text: str) -> None:
+    (folder / "0").mkdir(parents=True)
+    (folder / "0" / "zarr.json").write_text(text)
+
+
+def test_half_written_store_is_never_published(tmp_path: Path) -> None:
+    store = tmp_path / "a.ome.zarr"
+    with pytest.raises(RuntimeError), whole(store) as partial:
+        make_store(partial, "half")
+        raise RuntimeError("killed")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failure_keeps_the_old_store(tmp_path: Path) -> None:
+    store = tmp_path / "a.ome.zarr"
+    make_store(store, "old")
+    with pytest.raises(RuntimeError), whole(store) as partial:
+        make_store(partial, "half")
+        raise RuntimeError("killed")
+    assert (store / "0" / "zarr.json").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.ome.zarr"]
+
+
+def test_a_new_store_replaces_the_old_one_and_the_leftover_of_a_killed_run(tmp_path: Path) -> None:
+    store = tmp_path / "a.ome.zarr"
+    make_store(store, "old")
+    (store / "stale").write_text("chunk of the old store")
+    make_store(tmp_path / "a.ome.zarr.partial", "left over")
+    with whole(store) as partial:
+        assert not partial.exists()
+        make_store(partial, "new")
+    assert sorted(p.relative_to(store).as_posix() for p in store.rglob("*")) == ["0", "0/zarr.json"]
+    assert (store / "0" / "zarr.json").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.ome.zarr"]
+
+
+def test_hash_sees_every_byte_and_name_but_not_snakemakes_mark(tmp_path: Path) -> None:
+    stores = [tmp_path / name for name in "abc"]
+    for store in stores:
+        make_store(store, "same")
+    first = content_sha256(stores[0])
+    (stores[1] / ".snakemake_timestamp").touch()
+    assert content_sha256(stores[1]) == first
+    (stores[2] / "0" / "zarr.json").rename(stores[2] / "zarr.json")
+    assert content_sha256(stores[2]) != first
+    (stores[1] / "0" / "zarr.json").write_text("samf")
+    assert content_sha256(stores[1]) != first
+
+
+def test_missing_store_has_no_hash(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        content_sha256(tmp_path / "none")
+
+
+def test_json_bytes_do_not_depend_on_the_order_of_keys(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"x": 1, "ä": [0.1]})
+    write_json(tmp_path / "b.json", {"ä": [0.1], "x": 1})
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
