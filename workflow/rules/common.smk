@@ -8,6 +8,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+from histomri.core import Section
 from histomri.core.errors import HistomriError, InputError, Problem
 from histomri.io.config import STAGES, Study, default_config, load_study
 from histomri.io.fingerprint import code_fingerprint, file_fingerprint
@@ -128,7 +129,7 @@ def settings(stage, *left_out):
 
 def only(stage, *names):
     """These settings of a stage."""
-    return {k: v for k, v in STUDY.stage(stage).items() if k in names}
+    return {name: STUDY.stage(stage)[name] for name in names}
 
 
 def ingested(section_id):
@@ -137,9 +138,9 @@ def ingested(section_id):
 
 
 def photographed(block_id):
-    """The sections of a block that name a photograph, lost ones too: the block was there all the same."""
-    found = [s for s in STACKS[block_id].sections if s.blockface]
-    return [section_to_dict(replace(portable_files(s, "blockface"), file=None, extra={})) for s in found]
+    """The sections of a block that name a photograph, lost ones too (the block was there all the same), and where they lay."""
+    found = [portable_files(s, "blockface") for s in STACKS[block_id].sections if s.blockface]
+    return [section_to_dict(Section(s.id, None, s.position_mm, s.block, blockface=s.blockface)) for s in found]
 
 
 def rows(block_id=None, extra=False):

@@ -11,7 +11,7 @@ rule ingest_section:
         section=lambda w: ingested(w.section),
         slide=lambda w: content(portable(USED[w.section].file)),
         pixel_size_mm=STUDY.pixel_size_mm,
-        settings=settings("ingest"),
+        settings=settings("ingest", "max_memory_mb"),
         code=code("ingest", "ingest_section"),
     log:
         "logs/ingest/{section}.log",
@@ -19,7 +19,9 @@ rule ingest_section:
         "benchmarks/ingest/{section}.tsv"
     threads: 1
     resources:
-        mem_mb=lambda w, attempt: grown(attempt, 2000),
+        mem_mb=lambda w, attempt: grown(attempt, 400 + STUDY.stage("ingest")["max_memory_mb"]),
+        # not among the params: it changes no result
+        max_memory_mb=STUDY.stage("ingest")["max_memory_mb"],
         runtime=120,
     conda:
         "../../envs/histomri.yaml"

@@ -13,7 +13,7 @@ rule mri_pose:
         manifest_sections=lambda w: manifest_sections(w.block),
         block=lambda w: block_row(w.block),
         mri=lambda w: [content(f) for f in mri_files(w.block)],
-        settings=settings("mri"),
+        settings=only("mri", "rotations", "candidates", "min_confidence", "work_px", "volume_px", "max_gap_mm"),
         code=code("mri", "mri_pose"),
     log:
         "logs/mri/{block}/pose.log",
@@ -43,7 +43,7 @@ rule mri_refine:
         manifest_sections=lambda w: manifest_sections(w.block),
         block=lambda w: block_row(w.block),
         mri=lambda w: [content(f) for f in mri_files(w.block)],
-        settings=settings("mri"),
+        settings=settings("mri", "rotations", "candidates", "min_confidence"),
         code=code("mri", "mri_refine"),
     log:
         "logs/mri/{block}/refine.log",

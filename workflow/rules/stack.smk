@@ -11,7 +11,7 @@ rule stack_edges:
         manifest_sections=lambda w: batch_sections(w.block, w.batch),
         pairs=lambda w: batch_pairs(w.block, w.batch),
         # reach and batch are in the pairs already
-        settings=settings("stack", "reach", "batch"),
+        settings=only("stack", "search_px", "fine_px", "hint_deg"),
         code=code("stack", "stack_edges"),
     log:
         "logs/stack/{block}/edges/{batch}.log",
@@ -38,7 +38,7 @@ rule stack_solve:
     params:
         sections=lambda w: rows(w.block),
         manifest_sections=lambda w: manifest_sections(w.block),
-        settings=settings("stack", "batch"),
+        settings=only("stack", "alpha", "search_px", "min_tissue"),
         code=code("stack", "stack_solve"),
     log:
         "logs/stack/{block}/solve.log",

@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from histomri.core.errors import InputError, Problem
+from histomri.io.config import read_config
 from histomri.io.resources import workflow_root
 
 HELP = "run the whole workflow on a study (what follows CONFIG goes to Snakemake)"
 CORES = ("--cores", "-c", "--jobs", "-j")
-PROFILES = ("--profile", "--workflow-profile")
+WORKFLOW_PROFILE = "--workflow-profile"
 
 
 def add_parser(subparsers: Any) -> None:
@@ -27,28 +29,55 @@ def add_parser(subparsers: Any) -> None:
 def command(args: argparse.Namespace) -> list[str]:
     """The Snakemake command line; a profile or a number of cores after CONFIG takes the place of ours."""
     root = workflow_root()
-    rest = [a for a in args.snakemake if a != "--"]
+    rest = _with_profiles([a for a in args.snakemake if a != "--"], root / "workflow" / "profiles")
     # -P: a module in the folder where the user stands must not shadow one of ours
     line = [sys.executable, "-P", "-m", "snakemake", "--snakefile", str(root / "Snakefile")]
     line += ["--configfile", str(args.config.absolute())]
-    if not _has_option(rest, PROFILES):
-        line += ["--workflow-profile", str(root / "workflow" / "profiles" / "default")]
-    if not _has_option(rest, CORES):
+    if not _has_option(rest, WORKFLOW_PROFILE):
+        line += [WORKFLOW_PROFILE, str(root / "workflow" / "profiles" / "default")]
+    if not _has_option(rest, *CORES):
         line += ["--cores", args.cores or "all"]
     return line + ["--dry-run"] * args.dry_run + rest
 
 
-def _has_option(arguments: list[str], names: tuple[str, ...]) -> bool:
+def _with_profiles(arguments: list[str], ours: Path) -> list[str]:
+    """The arguments with the workflow profile's path whole: one of ours by its name, or the user's."""
+    whole = []
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        option, is_joined, value = word.partition("=")
+        if is_joined and option == WORKFLOW_PROFILE:
+            whole.append(f"{option}={_profile(value, ours)}")
+        else:
+            whole.append(_profile(word, ours) if before == WORKFLOW_PROFILE else word)
+    return whole
+
+
+def _profile(name: str, ours: Path) -> str:
+    return next((str(p.absolute()) for p in (ours / name, Path(name)) if p.exists()), name)
+
+
+def _has_option(arguments: list[str], *names: str) -> bool:
     short = tuple(n for n in names if not n.startswith("--"))
-    return any(a.split("=")[0] in names or (short and a.startswith(short) and not a.startswith("--")) for a in arguments)
+    return any(a.split("=")[0] in names or (a.startswith(short) and not a.startswith("--")) for a in arguments)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it. Snakemake takes this process's place, so signals, the exit status and a kill mean what they say."""
-    if not args.config.is_file():
-        print(f"error: {args.config}: there is no such config -> histomri new STUDY_DIR writes one", file=sys.stderr)
-        return 1
+    """Run it. Snakemake takes this process's place, so signals, the exit status and a kill mean what they say.
+
+    It starts in the study's output folder, where it keeps its records, and leaves nothing where the user stands.
+
+    Raises
+    ------
+    InputError
+        When the config cannot be read or names no output folder.
+    """
     line = command(args)
+    output = read_config(args.config.absolute()).get("output")
+    if not isinstance(output, str) or not output:
+        raise InputError(Problem(str(args.config), "the key output is needed and missing", "name the folder of the results"))
+    folder = args.config.absolute().parent / output
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chdir(folder)
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(line[0], line)

@@ -12,6 +12,7 @@ with job(snakemake):
         section_from_dict(snakemake.params.section),
         Path(snakemake.output.store),
         Path(snakemake.output.manifest),
-        IngestSettings(**snakemake.params.settings),
+        IngestSettings(**snakemake.params.settings, max_memory_mb=snakemake.resources.max_memory_mb),
         pixel_size_mm=snakemake.params.pixel_size_mm,
+        threads=snakemake.threads,
     )

@@ -1,0 +1,96 @@
+"""Two runs never meet in one folder, and no kill leaves a lock behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+HOLD = """
+import pathlib, sys, time
+from histomri.io import lock
+lock.{how}(pathlib.Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@contextmanager
+def holder(how: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds a lock until it ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD.format(how=how), str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def is_held(process: subprocess.Popen[str]) -> bool:
+    assert process.stdout is not None
+    return process.stdout.readline() == "held\n"
+
+
+def test_a_second_run_is_refused_and_told_who_is_at_work(tmp_path: Path):
+    with holder("hold_run", tmp_path) as first:
+        assert is_held(first)
+        with holder("hold_run", tmp_path) as second:
+            _, said = second.communicate(timeout=30)
+            assert second.returncode != 0
+            assert f"process {first.pid}" in said
+            assert "under way" in said
+
+
+def test_a_killed_run_leaves_no_lock(tmp_path: Path):
+    with holder("hold_run", tmp_path) as first:
+        assert is_held(first)
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()
+    with holder("hold_run", tmp_path) as second:
+        assert is_held(second)
+
+
+def test_studies_do_not_lock_each_other(tmp_path: Path):
+    with holder("hold_run", tmp_path / "a") as first, holder("hold_run", tmp_path / "b") as second:
+        assert is_held(first)
+        assert is_held(second)
+
+
+def test_a_run_waits_for_the_jobs_of_a_killed_one(tmp_path: Path):
+    """A workflow killed alone leaves its jobs writing; a new one must not start a second writer beside them."""
+    with holder("hold_job", tmp_path) as job, holder("hold_job", tmp_path) as other:
+        assert is_held(job)
+        assert is_held(other)
+        with holder("hold_run", tmp_path) as run:
+            assert run.stderr is not None
+            assert "Waiting for the jobs" in run.stderr.readline()
+            time.sleep(0.3)
+            assert run.poll() is None
+            job.kill()
+            other.kill()
+            assert is_held(run)
+
+
+def test_a_job_of_the_run_is_not_held_up(tmp_path: Path):
+    with holder("hold_run", tmp_path) as run, holder("hold_job", tmp_path) as job:
+        assert is_held(run)
+        assert is_held(job)
+
+
+def test_an_unwritable_folder_is_an_error_and_not_a_lock(tmp_path: Path):
+    blocked = tmp_path / "file"
+    blocked.touch()
+    with holder("hold_run", blocked / "out") as run:
+        _, said = run.communicate(timeout=30)
+        assert run.returncode != 0
+        assert "Error" in said

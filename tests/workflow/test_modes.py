@@ -1,0 +1,81 @@
+"""The pipeline adapts to what is there: every mode is planned, with the jobs that it needs and no others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from histomri.core import Section
+from histomri.stages.stack import plan_pairs
+
+SECTIONS = 6
+USED = SECTIONS - 1
+ALWAYS = {"mri_transforms": 1, "evaluate": 1, "report": 1, "provenance": 1}
+
+
+def batches() -> int:
+    sections = tuple(Section(str(i), None, i * 0.5, status="missing" if i == 2 else "ok") for i in range(SECTIONS))
+    return len(plan_pairs(sections, 2, 4))
+
+
+@pytest.mark.parametrize("blockface", [False, True], ids=["no photographs", "photographs"])
+@pytest.mark.parametrize(
+    ("blocks", "stains"),
+    [
+        ({"a": True}, ("nissl",)),
+        ({"a": False}, ("nissl", "myelin")),
+        ({"a": True, "b": False}, ("nissl", "myelin")),
+    ],
+    ids=["MRI", "two stains without MRI", "two blocks, one with MRI"],
+)
+def test_no_mode_plans_a_job_too_many_or_too_few(
+    workflow: Any, sheets: Callable[..., Path], blocks: dict[str, bool], stains: tuple[str, ...], blockface: bool
+):
+    outcome = workflow.run(sheets(blocks, stains, blockface), "--dry-run")
+    assert outcome.status == 0, outcome.text
+    counts = Counter(job.partition(":")[0] for job in outcome.jobs)
+    volumes = counts.pop("resample_volume", 0)
+    with_mri = sum(blocks.values())
+    expected = Counter(ALWAYS)
+    expected["ingest_section"] = USED * len(blocks)
+    expected["stack_edges"] = batches() * len(blocks)
+    expected["stack_solve"] = len(blocks)
+    expected["mri_pose"] = expected["mri_refine"] = with_mri
+    expected["blockface_volume"] = expected["blockface_place"] = len(blocks) if blockface else 0
+    assert counts == +expected
+    assert volumes >= len(stains) * with_mri
+    assert volumes % len(stains) == 0
+
+
+def test_a_lost_section_is_not_ingested_but_its_photograph_is_used(workflow: Any, sheets: Callable[..., Path]):
+    outcome = workflow.run(sheets({"a": True}, blockface=True), "--dry-run")
+    assert "ingest_section:a2" not in outcome.jobs
+    assert "ingest_section:a1" in outcome.jobs
+    volume = next(part for part in outcome.text.split("\n\n") if "rule blockface_volume:" in part)
+    assert "a2.jpg" in volume
+
+
+def test_a_sheet_with_faults_is_refused_in_words_without_a_stack_trace(workflow: Any, sheets: Callable[..., Path]):
+    config = sheets({"a": True})
+    sheet = config.with_name("sections.tsv")
+    sheet.write_text(sheet.read_text().replace("a1.tif", "gone.tif").replace("a3.tif", "lost.tif"))
+    outcome = workflow.run(config, "--dry-run")
+    assert outcome.status != 0
+    assert "gone.tif" in outcome.text
+    assert "lost.tif" in outcome.text
+    assert "Traceback" not in outcome.text
+
+
+def test_an_overridden_config_is_refused_in_words(workflow: Any, sheets: Callable[..., Path]):
+    config = sheets({"a": True})
+    assert "write the key into the config file" in workflow.run(config, "--dry-run", "--config", "device=gpu").text
+
+
+def test_the_linter_finds_nothing(workflow: Any, sheets: Callable[..., Path]):
+    outcome = workflow.run(sheets({"a": True}, blockface=True), "--lint")
+    assert outcome.status == 0, outcome.text
+    assert "good condition" in outcome.text
