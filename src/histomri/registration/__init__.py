@@ -1,0 +1,1 @@
+"""Finding transforms: core types in, core types out. No paths, no config."""

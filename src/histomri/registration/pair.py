@@ -1,0 +1,119 @@
+"""One section on another: search, refine the best few, score by what the optimiser did not minimise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histomri.core import Grid, Image
+from histomri.kernels.interpolate import warp_2d
+from histomri.registration.channels import make_channels, resample_to
+from histomri.registration.linear import Channels, Samples, draw_samples, fit_linear
+from histomri.registration.search import Candidate, rigid_search
+
+Float = NDArray[np.float64]
+PAIR_SAMPLES = 20_000
+STEP_DEG = 6.0
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """One section at the two resolutions of the pair registration, ready to be compared with many others."""
+
+    edges: Channels
+    image: Image
+    mask: Image
+    channels: Channels
+    samples: Samples
+
+
+@dataclass(frozen=True, eq=False)
+class PairResult:
+    """``matrix`` (3, 3) maps fixed mm to moving mm. ``score`` is the cosine of the structure channels over the union of both tissues
+    (1 = identical); ``margin`` is its lead over the best candidate of the other face or a clearly different angle; ``other_face``
+    the best score with the other face up, ``other_matrix`` its transform (NaN where only one face was tried)."""
+
+    matrix: Float
+    score: float
+    margin: float
+    mirrored: bool
+    other_face: float
+    other_matrix: Float
+
+
+def prepare(image: Image, mask: Image, search_mm: float, fine_mm: float) -> Prepared:
+    """Feature channels of one section at ``search_mm`` and ``fine_mm`` pixels.
+
+    Raises ``RegistrationError`` when the mask is empty.
+    """
+    coarse, fine = at_spacing(image, mask, search_mm), at_spacing(image, mask, fine_mm)
+    channels = make_channels(*fine, "structure")
+    return Prepared(make_channels(*coarse, "edges"), *fine, channels, draw_samples(channels, PAIR_SAMPLES))
+
+
+def at_spacing(image: Image, mask: Image, spacing_mm: float) -> tuple[Image, Image]:
+    """Image and mask on an isotropic grid of ``spacing_mm`` over the same extent."""
+    grid = image.grid.with_spacing(spacing_mm)
+    return resample_to(image, grid), resample_to(mask, grid)
+
+
+def register_pair(
+    fixed: Prepared, moving: Prepared, mirrors: tuple[bool, ...] = (False, True), keep: int = 3, hint_deg: tuple[float, float] | None = None
+) -> PairResult:
+    """Rigid registration of two sections from no initial guess; stains may differ.
+
+    ``hint_deg`` (angle, tolerance) restricts the search where the rotation is roughly known.
+    """
+    angles = np.arange(0.0, 360.0, STEP_DEG) if hint_deg is None else np.arange(-hint_deg[1], hint_deg[1] + 1e-6, STEP_DEG) + hint_deg[0]
+    candidates = rigid_search(fixed.edges, moving.edges, angles, mirrors, keep)
+    for mirrored in mirrors:  # each face is tried, however clear the search was
+        if not any(c.mirrored == mirrored for c in candidates):
+            candidates += rigid_search(fixed.edges, moving.edges, angles, (mirrored,), 1)
+    refined = sorted((_refine(c, fixed, moving) for c in candidates), key=lambda r: -r[0])
+    score, matrix, best = refined[0]
+    others = [r for r in refined[1:] if r[2].mirrored != best.mirrored or _apart(r[1], matrix)]
+    faces = [r for r in refined if r[2].mirrored != best.mirrored]
+    margin = score - others[0][0] if others else 1.0
+    other_face, other_matrix = faces[0][:2] if faces else (-1.0, np.full((3, 3), np.nan))
+    return PairResult(matrix, score, margin, best.mirrored, other_face, other_matrix)
+
+
+def _refine(candidate: Candidate, fixed: Prepared, moving: Prepared) -> tuple[float, Float, Candidate]:
+    start, aligned = align(moving.image, moving.mask, candidate.matrix, fixed.channels.grid)
+    result = fit_linear(fixed.samples, aligned, np.eye(3), "rigid", iterations=25)
+    return structure_score(fixed.channels, aligned, result.matrix), start @ result.matrix, candidate
+
+
+def align(image: Image, mask: Image, matrix: Float, grid: Grid) -> tuple[Float, Channels]:
+    """The moving image turned into the fixed frame by ``matrix`` (fixed mm -> moving mm), and its structure channels there.
+
+    MIND looks along the axes of its image, so both images must be the same way up before it is computed. The returned grid has the
+    fixed grid's spacing and covers all of the moving image. Returns ``matrix`` too, for composing: fixed -> aligned -> moving.
+    """
+    corners = np.linalg.solve(matrix[:2, :2], (mask.grid.corners() - matrix[:2, 2]).T).T
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    spacing = grid.spacing_mm
+    shape = tuple(np.maximum(np.ceil((high - low) / spacing).astype(int) + 1, 4))
+    frame = Grid(shape, spacing, low)
+    both = np.stack([np.asarray(image.data, np.float32), np.asarray(mask.data, np.float32)], axis=-1)
+    out = warp_2d(both, mask.grid.world_to_index @ matrix @ frame.index_to_world, (shape[0], shape[1]))
+    return matrix, make_channels(Image(frame, out[..., 0]), Image(frame, out[..., 1] >= 0.5), "structure")
+
+
+def structure_score(fixed: Channels, moving: Channels, matrix: Float) -> float:
+    """Cosine of the structure channels (the mask channel left out) over the union of both tissues, in -1 to 1."""
+    onto = moving.grid.world_to_index @ matrix @ fixed.grid.index_to_world
+    warped = warp_2d(moving.data, onto, (fixed.grid.shape[0], fixed.grid.shape[1]))[..., :-1]
+    other = fixed.data[..., :-1]
+    # tissue that falls outside the fixed grid stays in the norm, so losing it never helps
+    pixels = float(np.prod(moving.grid.spacing_mm) / np.prod(fixed.grid.spacing_mm)) / abs(float(np.linalg.det(matrix)))
+    energy = float((moving.data[..., :-1] ** 2).sum()) * pixels
+    return float((warped * other).sum()) / (np.sqrt(float((other**2).sum()) * energy) + 1e-12)
+
+
+def _apart(a: Float, b: Float) -> bool:
+    """Whether two refined results of one face are different solutions (more than 8 degrees apart)."""
+    turn = a[:2, :2] @ np.linalg.inv(b[:2, :2])
+    return abs(np.degrees(np.arctan2(turn[0, 1] - turn[1, 0], turn[0, 0] + turn[1, 1]))) > 8.0

@@ -1,0 +1,261 @@
+"""Pose of a block in its MRI with no initial guess.
+
+Rotations from an even cover of SO(3), every shift by FFT correlation of outline and edges, the best few refined from rigid over one
+scale per axis to affine, judged by metrics that the search did not use. Mirror images are kept apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft, ndimage
+from scipy.spatial.transform import Rotation
+
+from histomri.core import Grid, Image, RegistrationError
+from histomri.kernels.interpolate import sample_3d
+from histomri.registration.channels import make_channels
+from histomri.registration.linear import Channels, draw_samples, fit_linear
+from histomri.registration.similarity import nmi
+
+Float = NDArray[np.float64]
+SCALE_LIMITS = (0.6, 1.25)
+
+
+class Scaled:
+    """An image and its mask, resampled to any isotropic spacing once and kept."""
+
+    def __init__(self, image: Image, mask: Image):
+        self.image, self.mask = image, mask
+        self._kept: dict[float, tuple[Image, Image]] = {}
+
+    def at(self, spacing_mm: float) -> tuple[Image, Image]:
+        """Image and mask at a spacing (see :func:`at_spacing_3d`)."""
+        key = round(spacing_mm, 6)
+        if key not in self._kept:
+            self._kept[key] = at_spacing_3d(self.image, self.mask, spacing_mm)
+        return self._kept[key]
+
+
+@dataclass(frozen=True, eq=False)
+class PoseCandidate:
+    """``block_to_mri`` (4, 4) in mm and array order, with ``score`` (structure cosine), ``nmi`` (dissimilarity, lower is better) and
+    ``dice`` of the masks."""
+
+    block_to_mri: Float
+    score: float
+    nmi: float
+    dice: float
+    mirrored: bool
+
+    @property
+    def quality(self) -> float:
+        """What candidates are ranked by: structure cosine, mask overlap and NMI together, higher is better."""
+        return self.score + self.dice - self.nmi
+
+
+@dataclass(frozen=True, eq=False)
+class PoseResult:
+    """The best pose, its ``confidence`` in 0 to 1 (lead over the best different pose) and the candidates, best first."""
+
+    best: PoseCandidate
+    confidence: float
+    candidates: list[PoseCandidate] = field(default_factory=list)
+
+
+def super_fibonacci(n: int) -> Float:
+    """``n`` rotations spread evenly over SO(3) (Alexa 2022), as (n, 3, 3) matrices."""
+    phi, psi = np.sqrt(2.0), 1.533751168755204288118041413
+    s = np.arange(n) + 0.5
+    t, d = s / n, 2 * np.pi * s
+    r, big = np.sqrt(t), np.sqrt(1 - t)
+    a, b = d / phi, d / psi
+    quaternions = np.stack([r * np.sin(a), r * np.cos(a), big * np.sin(b), big * np.cos(b)], axis=1)
+    return np.asarray(Rotation.from_quat(quaternions).as_matrix())
+
+
+def find_pose(
+    stack: Scaled,
+    mri: Scaled,
+    mirrored: tuple[bool, ...] = (False,),
+    rotations: int = 2000,
+    keep: int = 12,
+    progress: Callable[[str], None] = lambda _: None,
+) -> PoseResult:
+    """Pose of the stack (image, mask; block mm) in the MRI (image, mask; LPS mm).
+
+    Raises ``RegistrationError`` when either mask is empty or no candidate is anatomically possible.
+    """
+    if not stack.mask.data.any() or not mri.mask.data.any():
+        raise RegistrationError("The pose needs tissue in both the stack and the MRI; one of the masks is empty.")
+    coarse = max(float(max(stack.mask.grid.extent_mm)), 1e-3) / 40
+    starts = search_orientations(stack, mri, 1.5 * coarse, mirrored, rotations, keep)
+    progress(f"{len(starts)} orientations to refine")
+    found: list[PoseCandidate] = []
+    for start in starts:
+        candidate = refine_pose(stack, mri, start, (coarse, coarse / 1.6))
+        if candidate is not None:
+            found.append(candidate)
+            progress(f"score {candidate.score:.3f} dice {candidate.dice:.3f} nmi {candidate.nmi:.3f}")
+    if not found:
+        raise RegistrationError("No pose of the block in the MRI is anatomically possible; see the candidates.")
+    found.sort(key=lambda c: -c.quality)
+    finer = refine_pose(stack, mri, found[0].block_to_mri, (coarse / 2, coarse / 3))
+    best = finer if finer is not None else found[0]
+    rivals = [c for c in found[1:] if different(c.block_to_mri, found[0].block_to_mri, stack.mask)]
+    lead = found[0].quality - rivals[0].quality if rivals else found[0].quality
+    return PoseResult(best, confidence(lead), [best, *found[:1], *rivals])
+
+
+def confidence(lead: float) -> float:
+    """0.5 for no lead over the best different pose, above 0.95 for a lead of 0.15 in quality."""
+    return float(1 / (1 + np.exp(-20 * lead)))
+
+
+def different(a: Float, b: Float, mask: Image) -> bool:
+    """Whether two poses put the block's tissue more than a tenth of its extent apart (rms)."""
+    nodes = np.argwhere(mask.data)[:: max(1, int(mask.data.sum()) // 2000)]
+    points = np.concatenate([mask.grid.to_world(nodes), np.ones((len(nodes), 1))], axis=1)
+    distance = np.linalg.norm((points @ (a - b).T)[:, :3], axis=1)
+    return float(np.sqrt((distance**2).mean())) > 0.1 * float(max(mask.grid.extent_mm))
+
+
+def at_spacing_3d(image: Image, mask: Image, spacing_mm: float, pad: int = 0) -> tuple[Image, Image]:
+    """Image and mask on an isotropic grid with the same axes, smoothed to its spacing, with ``pad`` voxels of background around."""
+    base = image.grid
+    sigma = np.maximum(0.45 * spacing_mm / base.spacing_mm - 0.3, 0)
+    grid = base.with_spacing(np.full(3, spacing_mm))
+    if pad:
+        grid = Grid(tuple(n + 2 * pad for n in grid.shape), grid.spacing_mm, grid.to_world([-pad] * 3), grid.direction)
+    matrix = base.world_to_index @ grid.index_to_world
+    out = []
+    for data in (np.asarray(image.data, np.float32), np.asarray(mask.data, np.float32)):
+        blurred = ndimage.gaussian_filter(data, sigma, mode="constant")
+        out.append(ndimage.affine_transform(blurred, matrix[:3, :3], matrix[:3, 3], output_shape=grid.shape, order=1, mode="constant"))
+    return Image(grid, out[0]), Image(grid, out[1] >= 0.5)
+
+
+def search_orientations(
+    stack: Scaled,
+    mri: Scaled,
+    spacing_mm: float,
+    mirrored: tuple[bool, ...],
+    rotations: int,
+    keep: int,
+) -> list[Float]:
+    """The best ``keep`` distinct starts (block mm -> MRI mm) over rotations, faces and shifts."""
+    fixed = make_channels(*stack.at(spacing_mm), "edges")
+    moving = make_channels(*mri.at(spacing_mm), "edges")
+    scale = _shrinkage(stack.mask, mri.mask)
+    middle_fixed, middle_moving = _centroid(fixed), _centroid(moving)
+    reach = max(_reach(fixed, middle_fixed), _reach(moving, middle_moving) / scale)
+    size = fft.next_fast_len(int(np.ceil(_reach(fixed, middle_fixed) + reach)) + 2, real=True)
+    size = max(size, 8)
+    reference = np.conj(fft.rfftn(_cube(fixed, middle_fixed, np.eye(3), size), axes=(1, 2, 3)))
+    found: list[tuple[float, Float]] = []
+    for flip in mirrored:
+        hand = np.diag([1.0, 1.0, -1.0]) if flip else np.eye(3)
+        for turn in super_fibonacci(rotations):
+            linear = turn @ hand * scale
+            spectrum = fft.rfftn(_cube(moving, middle_moving, linear, size), axes=(1, 2, 3))
+            surface = fft.irfftn((reference * spectrum).sum(axis=0), s=(size,) * 3)
+            peak = np.array(np.unravel_index(int(surface.argmax()), surface.shape))
+            shift = np.where(peak > size // 2, peak - size, peak) * spacing_mm
+            matrix = np.eye(4)
+            matrix[:3, :3], matrix[:3, 3] = linear, middle_moving + linear @ (shift - middle_fixed)
+            found.append((float(surface[tuple(peak)]), matrix))
+    return _distinct_poses(sorted(found, key=lambda f: -f[0]), stack.mask, keep)
+
+
+def _shrinkage(stack_mask: Image, mri_mask: Image) -> float:
+    """In-plane scale from block to MRI: from the volumes where both are plausibly whole, else the usual 1 / 0.87."""
+    volume = [float(m.data.sum()) * float(np.prod(m.grid.spacing_mm)) for m in (stack_mask, mri_mask)]
+    ratio = (volume[1] / max(volume[0], 1e-9)) ** (1 / 3)
+    return float(ratio) if 0.85 <= ratio <= 1.35 else 1.1
+
+
+def _distinct_poses(found: list[tuple[float, Float]], mask: Image, keep: int) -> list[Float]:
+    out: list[Float] = []
+    for _, matrix in found:
+        if all(different(matrix, o, mask) for o in out):
+            out.append(matrix)
+        if len(out) == keep:
+            break
+    return out
+
+
+def _centroid(channels: Channels) -> Float:
+    nodes = np.argwhere(channels.data[..., -1] > 0.25)
+    return channels.grid.to_world(nodes.mean(axis=0)) if len(nodes) else channels.grid.centre_mm
+
+
+def _reach(channels: Channels, middle: Float) -> float:
+    nodes = np.argwhere(channels.data[..., -1] > 0.25)
+    distance = np.linalg.norm(channels.grid.to_world(nodes) - middle, axis=1)
+    return float(distance.max(initial=1.0)) / float(channels.grid.spacing_mm[0])
+
+
+def _cube(channels: Channels, middle: Float, linear: Float, size: int) -> NDArray[np.float32]:
+    """Channels first on a cube of ``size`` voxels, turned by ``linear`` about the tissue's centroid."""
+    centre = np.full(3, size // 2, float)
+    spacing = channels.grid.spacing_mm[0]
+    matrix = np.eye(4)
+    matrix[:3, :3] = linear * spacing
+    matrix[:3, 3] = middle - linear @ centre * spacing
+    nodes = np.stack(np.meshgrid(*[np.arange(size, dtype=float)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    out = sample_3d(channels.data, channels.grid.world_to_index @ matrix, nodes)
+    return np.ascontiguousarray(out.T).reshape(-1, size, size, size)
+
+
+def refine_pose(
+    stack: Scaled, mri: Scaled, start: Float, spacings_mm: tuple[float, ...], models: tuple[str, ...] = ("rigid", "scaling", "affine")
+) -> PoseCandidate | None:
+    """Gauss-Newton on structure channels over the models and spacings; None where the result is not anatomically possible."""
+    matrix = start
+    for spacing in spacings_mm:
+        fixed = make_channels(*stack.at(spacing), "structure")
+        samples = draw_samples(fixed)
+        fine_mri = mri.at(spacing)
+        for model in models:
+            aligned = align_3d(*fine_mri, matrix, fixed.grid)
+            matrix = matrix @ fit_linear(samples, aligned, np.eye(4), model, iterations=20).matrix
+            if not possible(matrix):
+                return None
+    return _judge(stack, mri, matrix, spacings_mm[-1])
+
+
+def align_3d(image: Image, mask: Image, matrix: Float, grid: Grid, margin: int = 6) -> Channels:
+    """Structure channels of the moving volume in the fixed frame, on the fixed grid with a margin (see ``pair.align``)."""
+    frame = Grid(tuple(n + 2 * margin for n in grid.shape), grid.spacing_mm, grid.to_world([-margin] * 3), grid.direction)
+    here = warp_volume(image, mask, matrix, frame)
+    return make_channels(Image(frame, here[..., 0]), Image(frame, here[..., 1] >= 0.5), "structure")
+
+
+def warp_volume(image: Image, mask: Image, matrix: Float, frame: Grid) -> NDArray[np.float32]:
+    """Image and mask of a volume on another grid: (*frame.shape, 2)."""
+    both = np.stack([np.asarray(image.data, np.float32), np.asarray(mask.data, np.float32)], axis=-1)
+    nodes = np.stack(np.meshgrid(*[np.arange(n, dtype=float) for n in frame.shape], indexing="ij"), axis=-1).reshape(-1, 3)
+    return sample_3d(both, image.grid.world_to_index @ matrix @ frame.index_to_world, nodes).reshape(*frame.shape, 2)
+
+
+def possible(matrix: Float) -> bool:
+    """Whether all scales lie within the limits for fixed, dehydrated tissue: a wild matrix is never acted on."""
+    scales = np.linalg.svd(matrix[:3, :3], compute_uv=False)
+    inverse = 1 / np.maximum(scales, 1e-9)
+    return bool((inverse > SCALE_LIMITS[0]).all() and (inverse < SCALE_LIMITS[1] + 0.25).all())
+
+
+def _judge(stack: Scaled, mri: Scaled, matrix: Float, spacing_mm: float) -> PoseCandidate:
+    image, mask = stack.at(spacing_mm)
+    here = warp_volume(*mri.at(spacing_mm), matrix, image.grid)
+    aligned = align_3d(*mri.at(spacing_mm), matrix, image.grid, margin=0)
+    fixed = make_channels(image, mask, "structure")
+    a, b = fixed.data[..., :-1], aligned.data[..., :-1]
+    score = float((a * b).sum()) / (float(np.linalg.norm(a) * np.linalg.norm(b)) + 1e-12)
+    inside = mask.data & (here[..., 1] >= 0.5)
+    overlap = 2 * float(inside.sum()) / max(float(mask.data.sum() + (here[..., 1] >= 0.5).sum()), 1.0)
+    value = nmi(image.data[inside], here[..., 0][inside]) if inside.sum() > 200 else 0.0
+    return PoseCandidate(matrix, score, value, overlap, bool(np.linalg.det(matrix[:3, :3]) < 0))

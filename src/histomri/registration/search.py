@@ -1,0 +1,104 @@
+"""A start that does not fail: every rotation, both faces and every shift of one section on another, by FFT correlation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft
+
+from histomri.kernels.interpolate import warp_2d
+from histomri.registration.linear import Channels
+
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A rigid start: ``matrix`` (3, 3) maps fixed mm to moving mm; ``score`` is the cosine of the two images, higher is better."""
+
+    matrix: Float
+    score: float
+    angle_deg: float
+    mirrored: bool
+
+
+def rigid_search(
+    fixed: Channels, moving: Channels, angles_deg: Float, mirrors: tuple[bool, ...] = (False, True), keep: int = 4
+) -> list[Candidate]:
+    """The best ``keep`` distinct rigid starts over ``angles_deg``, best first, of both faces together.
+
+    Both grids must share one isotropic spacing. The score of a rotation is the largest value over all shifts d of
+    ``sum F(p) M(R p + d) / (|F| |M|)`` over all channels, exact (zero-padded) linear correlation.
+    """
+    spacing = float(fixed.grid.spacing_mm[0])
+    middle_fixed, middle_moving = _centroid(fixed), _centroid(moving)
+    size = fft.next_fast_len(int(np.ceil(_reach(fixed, middle_fixed) + _reach(moving, middle_moving))) * 2 + 2)
+    shape = (size, size)
+    reference = np.conj(fft.rfft2(_canvas(fixed, middle_fixed, np.eye(2), shape)))
+    norm_fixed = float(np.linalg.norm(fixed.data))
+    norm_moving = float(np.linalg.norm(moving.data))
+    found: list[Candidate] = []
+    for mirrored in mirrors:
+        for angle in angles_deg:
+            linear = rotation(angle, mirrored)
+            turned = fft.rfft2(_canvas(moving, middle_moving, linear, shape))
+            surface = fft.irfft2((reference * turned).sum(axis=0), s=shape)
+            peak = np.array(np.unravel_index(int(surface.argmax()), shape))
+            score = float(surface[tuple(peak)]) / (norm_fixed * norm_moving + 1e-12)
+            shift = np.where(peak > size // 2, peak - size, peak) * spacing
+            # canvas points: M_turned(c + d) = M(middle + linear d), so fixed offset d meets moving offset linear (d + shift)
+            offset = middle_moving + linear @ (shift - middle_fixed)
+            matrix = np.eye(3)
+            matrix[:2, :2], matrix[:2, 2] = linear, offset
+            found.append(Candidate(matrix, score, float(angle), mirrored))
+    return _distinct(found, keep, min_angle=15.0)
+
+
+def rotation(angle_deg: float, mirrored: bool = False) -> Float:
+    """(2, 2) rotation in (y, x), followed on the moving side by a flip of x when mirrored."""
+    c, s = np.cos(np.radians(angle_deg)), np.sin(np.radians(angle_deg))
+    turn = np.array([[c, s], [-s, c]])
+    return np.diag([1.0, -1.0]) @ turn if mirrored else turn
+
+
+def _centroid(channels: Channels) -> Float:
+    outline = np.maximum(channels.data[..., -1], 0)
+    total = float(outline.sum())
+    if total <= 0:
+        return channels.grid.centre_mm
+    index = [float((outline.sum(axis=1 - a) * np.arange(n)).sum()) / total for a, n in enumerate(outline.shape)]
+    return channels.grid.to_world(np.array(index))
+
+
+def _reach(channels: Channels, middle: Float) -> float:
+    """Largest distance in pixels of a tissue pixel from the centroid."""
+    nodes = np.argwhere(channels.data[..., -1] > 0.05)
+    if not len(nodes):
+        return float(max(channels.grid.shape))
+    distance = np.linalg.norm(channels.grid.to_world(nodes) - middle, axis=1)
+    return float(distance.max()) / float(channels.grid.spacing_mm[0])
+
+
+def _canvas(channels: Channels, middle: Float, linear: Float, shape: tuple[int, int]) -> NDArray[np.float32]:
+    """The image turned by ``linear`` about its centroid, which comes to lie in the middle of the canvas."""
+    spacing = float(channels.grid.spacing_mm[0])
+    centre = (np.array(shape) // 2).astype(float)
+    matrix = np.eye(3)
+    matrix[:2, :2] = linear * spacing
+    matrix[:2, 2] = middle - linear @ centre * spacing
+    out = warp_2d(channels.data, channels.grid.world_to_index @ matrix, shape)
+    return np.ascontiguousarray(np.moveaxis(out, -1, 0))
+
+
+def _distinct(found: list[Candidate], keep: int, min_angle: float) -> list[Candidate]:
+    """The best of each neighbourhood of angles of one face."""
+    out: list[Candidate] = []
+    for candidate in sorted(found, key=lambda c: -c.score):
+        apart = (abs((candidate.angle_deg - o.angle_deg + 180) % 360 - 180) for o in out if o.mirrored == candidate.mirrored)
+        if all(a >= min_angle for a in apart):
+            out.append(candidate)
+        if len(out) == keep:
+            break
+    return out

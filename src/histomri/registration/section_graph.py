@@ -1,0 +1,328 @@
+"""All sections of a block placed at once from measured pairs.
+
+Edges are accepted against a null distribution, a shortest-path tree gives the start (greedy's recon; a bad section becomes a leaf, never a
+bridge), and a robust joint solve over ALL accepted edges (3dhirest) gives rotations first, then translations. What no reference can
+tell, the low-frequency shape across the stack, is left as it comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_matrix, csr_matrix
+from scipy.sparse.csgraph import connected_components, dijkstra
+from scipy.sparse.linalg import lsqr
+
+Float = NDArray[np.float64]
+FLIP = np.diag([1.0, -1.0, 1.0])
+ROBUST_SWEEPS = 12
+
+
+@dataclass(frozen=True, eq=False)
+class Edge:
+    """A measured pair: ``matrix`` (3, 3) maps mm of section ``fixed`` to mm of section ``moving`` rigidly.
+
+    ``score`` is the structure score of the better face, ``other_face`` that of the worse one (a draw from the null distribution);
+    ``distance_mm`` lies along the cutting axis.
+    """
+
+    fixed: str
+    moving: str
+    matrix: Float
+    score: float
+    margin: float
+    other_face: float
+    other_matrix: Float
+    distance_mm: float
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether the two sections lie on opposite faces."""
+        return bool(np.linalg.det(self.matrix[:2, :2]) < 0)
+
+
+@dataclass(frozen=True, eq=False)
+class StackSolution:
+    """``block_to_section`` (3, 3) per section that could be placed; ``component`` numbers (0 = largest) of all sections;
+    ``threshold`` of the score above which edges were accepted; per section the best accepted ``score`` and the rms misfit of its
+    edges in mm."""
+
+    block_to_section: dict[str, Float]
+    component: dict[str, int]
+    threshold: float
+    score: dict[str, float]
+    misfit_mm: dict[str, float]
+    accepted: int
+
+
+def null_threshold(edges: Iterable[Edge], alpha: float = 0.01) -> float:
+    """The score that an unrelated pair exceeds with probability ``alpha``, by a robust normal fit.
+
+    The wrong face of a true pair shows the same tissue at the same size with unrelated structure, so its score is a draw from the
+    null distribution which costs nothing (cf. ASHLAR, which scores unrelated tile pairs).
+    """
+    from scipy.stats import norm
+
+    null = np.array([e.other_face for e in edges if np.isfinite(e.other_face) and e.other_face > -1])
+    if len(null) < 4:
+        return 0.25
+    middle = float(np.median(null))
+    spread = 1.4826 * float(np.median(np.abs(null - middle))) + 1e-3
+    return middle + float(norm.isf(alpha)) * spread
+
+
+def edge_cost(score: float, distance_mm: float, spacing_mm: float) -> float:
+    """``(1 - score)^4 dz 1.1^dz`` with dz in section spacings (greedy's recon): short good edges are cheap."""
+    steps = max(distance_mm / max(spacing_mm, 1e-9), 1e-3)
+    return float((1 - score) ** 4 * steps * 1.1 ** min(steps, 200.0)) + 1e-9
+
+
+def solve_stack(
+    edges: list[Edge],
+    sections: Mapping[str, tuple[Float, bool | None]],
+    spacing_mm: float,
+    fixed: Mapping[str, Float] | None = None,
+    alpha: float = 0.01,
+) -> StackSolution:
+    """Place all sections of one block.
+
+    ``sections``: id -> (tissue centroid (2,) in section mm, declared mirrored or None for auto). ``fixed``: id -> known
+    ``block_to_section`` (from blockface) which are kept. Only the largest component is placed together with what is joined to a fixed
+    section; others stay out.
+    """
+    names = list(sections)
+    threshold = null_threshold(edges, alpha)
+    accepted = [e for e in edges if e.score > threshold and e.margin > 0]
+    component = _components(names, accepted, set(fixed or {}))
+    main = [n for n in names if component[n] == 0]
+    inside = [e for e in accepted if e.fixed in set(main) and e.moving in set(main)]
+    start = _tree(main, inside, spacing_mm, fixed or {}, sections)
+    solution = _joint(start, inside, sections, spacing_mm, fixed or {})
+    if not fixed:
+        solution = _choose_faces(solution, sections)
+    score = {n: max((e.score for e in inside if n in (e.fixed, e.moving)), default=0.0) for n in names}
+    return StackSolution(solution, component, threshold, score, _misfit(solution, inside, sections), len(inside))
+
+
+def _components(names: list[str], edges: list[Edge], fixed: set[str]) -> dict[str, int]:
+    """Component number of each section, 0 for the largest; all fixed sections count as joined through the block."""
+    index = {n: i for i, n in enumerate(names)}
+    links = [(index[e.fixed], index[e.moving]) for e in edges]
+    anchors = [index[n] for n in names if n in fixed]
+    links += list(zip(anchors, anchors[1:], strict=False))
+    rows, cols = zip(*links, strict=True) if links else ((), ())
+    graph = coo_matrix((np.ones(len(links)), (rows, cols)), shape=(len(names), len(names)))
+    _, labels = connected_components(graph, directed=False)
+    sizes = np.bincount(labels, minlength=1)
+    order = {int(label): rank for rank, label in enumerate(np.argsort(-sizes, kind="stable"))}
+    if anchors:  # what is tied to the block is the stack, however small
+        order = {label: (0 if label == labels[anchors[0]] else rank + 1) for label, rank in order.items()}
+    return {n: order[int(labels[i])] for n, i in index.items()}
+
+
+def _tree(
+    names: list[str],
+    edges: list[Edge],
+    spacing_mm: float,
+    fixed: Mapping[str, Float],
+    sections: Mapping[str, tuple[Float, bool | None]],
+) -> dict[str, Float]:
+    """Compose edges along shortest paths from the root: ``block_to_section`` of every section."""
+    index = {n: i for i, n in enumerate(names)}
+    best: dict[tuple[int, int], tuple[float, Float]] = {}
+    for e in edges:
+        cost = edge_cost(e.score, e.distance_mm, spacing_mm)
+        a, b = index[e.fixed], index[e.moving]
+        if cost < best.get((a, b), (np.inf, e.matrix))[0]:
+            best[a, b] = (cost, e.matrix)
+            best[b, a] = (cost, np.linalg.inv(e.matrix))
+    pairs = list(best)
+    rows, cols = [p[0] for p in pairs], [p[1] for p in pairs]
+    graph = csr_matrix(([best[p][0] for p in pairs], (rows, cols)), shape=(len(names), len(names)))
+    anchors = [index[n] for n in fixed if n in index]
+    if not anchors:
+        distance = dijkstra(graph, directed=False)
+        anchors = [int(np.where(np.isfinite(distance), distance, 0).sum(axis=1).argmin())] if names else []
+    out: dict[str, Float] = {}
+    if not anchors:
+        return out
+    _, parent, _ = dijkstra(graph, directed=False, indices=anchors, return_predecessors=True, min_only=True)
+    for n in names:
+        path, node = [], index[n]
+        while parent[node] >= 0:
+            path.append((int(parent[node]), node))
+            node = int(parent[node])
+        root = names[node]
+        matrix = np.asarray(fixed[root]) if root in fixed else _upright(sections[root])
+        for step in reversed(path):
+            matrix = best[step][1] @ matrix
+        out[n] = matrix
+    return out
+
+
+def _upright(section: tuple[Float, bool | None]) -> Float:
+    """The root lies in the block as on its slide, its tissue centred on the block's axis."""
+    centroid, mirrored = section
+    matrix = FLIP.copy() if mirrored else np.eye(3)
+    matrix[:2, 2] = centroid
+    return matrix
+
+
+def _joint(
+    start: dict[str, Float],
+    edges: list[Edge],
+    sections: Mapping[str, tuple[Float, bool | None]],
+    spacing_mm: float,
+    fixed: Mapping[str, Float],
+) -> dict[str, Float]:
+    """Rotations, then translations, of all sections from all edges by robust least squares (IRLS, Cauchy weights)."""
+    names = [n for n in start]
+    if len(names) < 2 or not edges:
+        return start
+    flips = {n: np.linalg.det(start[n][:2, :2]) < 0 for n in names}
+    usable = [e for e in edges if e.mirrored == (flips[e.fixed] != flips[e.moving])]
+    if not usable:
+        return start
+    weight = np.array([1.0 / np.sqrt(edge_variance(e, spacing_mm)) for e in usable])
+    free = {n: i for i, n in enumerate(k for k in names if k not in fixed)} or None
+    if free is None:
+        return start
+    angles = _solve_angles(start, usable, weight, free, flips)
+    turned = {n: _with_angle(start[n], angles[n], flips[n], sections[n][0]) if n in free else start[n] for n in names}
+    return _solve_shifts(turned, usable, weight, free, sections)
+
+
+def edge_variance(edge: Edge, spacing_mm: float) -> float:
+    """Relative variance of an edge: grows with the distance and falls with the score."""
+    return (0.3 + edge.distance_mm / max(spacing_mm, 1e-9)) * (1.05 - min(edge.score, 1.0)) ** 2
+
+
+def _angle(matrix: Float) -> float:
+    """Angle of a rigid block-to-section matrix once the flip of the section is taken off."""
+    linear = matrix[:2, :2] if np.linalg.det(matrix[:2, :2]) > 0 else FLIP[:2, :2] @ matrix[:2, :2]
+    return float(np.arctan2(linear[0, 1] - linear[1, 0], linear[0, 0] + linear[1, 1]))
+
+
+def _solve_angles(
+    start: dict[str, Float], edges: list[Edge], weight: Float, free: dict[str, int], flips: dict[str, bool]
+) -> dict[str, float]:
+    angles = {n: _angle(m) for n, m in start.items()}
+    measured = np.array([_edge_angle(e, flips) for e in edges])
+    rows, cols, signs = _incidence(edges, free)
+    for _ in range(ROBUST_SWEEPS):
+        residual = np.array([_wrap(m - (angles[e.moving] - angles[e.fixed])) for m, e in zip(measured, edges, strict=True)])
+        robust = weight * _cauchy(residual * weight)
+        step = _weighted_solve(rows, cols, signs, residual, robust, len(free))
+        for n, i in free.items():
+            angles[n] += float(step[i])
+    return angles
+
+
+def _edge_angle(edge: Edge, flips: dict[str, bool]) -> float:
+    """Angle of the edge between the unflipped frames of its two sections."""
+    before = FLIP if flips[edge.fixed] else np.eye(3)
+    after = FLIP if flips[edge.moving] else np.eye(3)
+    return _angle(after @ edge.matrix @ before)
+
+
+def _with_angle(matrix: Float, angle: float, flipped: bool, pivot: Float) -> Float:
+    """The same placement with another angle, turned about the tissue's centroid ``pivot`` (section mm)."""
+    c, s = np.cos(angle), np.sin(angle)
+    linear = np.array([[c, s], [-s, c]])
+    if flipped:
+        linear = FLIP[:2, :2] @ linear
+    at = np.linalg.solve(matrix[:2, :2], pivot - matrix[:2, 2])
+    out = np.eye(3)
+    out[:2, :2], out[:2, 2] = linear, pivot - linear @ at
+    return out
+
+
+def _solve_shifts(
+    start: dict[str, Float],
+    edges: list[Edge],
+    weight: Float,
+    free: dict[str, int],
+    sections: Mapping[str, tuple[Float, bool | None]],
+) -> dict[str, Float]:
+    """Shift each section in the block so that the two ends of each edge meet at the fixed section's tissue centroid."""
+    inverse = {n: np.linalg.inv(m) for n, m in start.items()}
+    gaps = np.array([_gap(inverse, e, sections[e.fixed][0]) for e in edges])
+    rows, cols, signs = _incidence(edges, free)
+    shift = np.zeros((len(free), 2))
+    for _ in range(ROBUST_SWEEPS):
+        ends = np.zeros((len(edges), 2))
+        np.add.at(ends, rows, signs[:, None] * shift[cols])
+        residual = gaps - ends
+        robust = weight * _cauchy(np.linalg.norm(residual, axis=1) * weight)
+        shift += np.stack([_weighted_solve(rows, cols, signs, residual[:, a], robust, len(free)) for a in range(2)], axis=1)
+    out = dict(start)
+    for n, i in free.items():
+        move = np.eye(3)
+        move[:2, 2] = -shift[i]
+        out[n] = start[n] @ move
+    return out
+
+
+def _gap(inverse: dict[str, Float], edge: Edge, point: Float) -> Float:
+    """``S_fixed(p) - S_moving(T p)`` in block mm, S being section to block."""
+    moved = edge.matrix @ np.append(point, 1.0)
+    return (inverse[edge.fixed] @ np.append(point, 1.0) - inverse[edge.moving] @ moved)[:2]
+
+
+def _incidence(edges: list[Edge], free: dict[str, int]) -> tuple[NDArray[np.int_], NDArray[np.int_], Float]:
+    """+1 for the moving and -1 for the fixed end of each edge, sections that are not free left out."""
+    entries = [
+        (row, free[name], sign)
+        for row, e in enumerate(edges)
+        for name, sign in ((e.moving, 1.0), (e.fixed, -1.0))
+        if name in free
+    ]
+    rows, cols, signs = zip(*entries, strict=True)
+    return np.array(rows), np.array(cols), np.array(signs)
+
+
+def _weighted_solve(
+    rows: NDArray[np.int_], cols: NDArray[np.int_], signs: Float, residual: Float, weight: Float, n: int
+) -> Float:
+    """Least squares step of smallest norm: whatever the edges do not determine does not move."""
+    system = csr_matrix((signs * weight[rows], (rows, cols)), shape=(len(residual), n))
+    return np.asarray(lsqr(system, residual * weight, atol=1e-12, btol=1e-12, iter_lim=4 * n + 200)[0])
+
+
+def _cauchy(standardised: Float) -> Float:
+    """Square root of the Cauchy weight ``1 / (1 + (r / 2.385 s)^2)``, s the robust spread."""
+    size = np.abs(standardised)
+    spread = 1.4826 * float(np.median(size)) + 1e-9
+    return np.asarray(1 / np.sqrt(1 + (size / (2.385 * spread)) ** 2))
+
+
+def _wrap(angle: float) -> float:
+    return float((angle + np.pi) % (2 * np.pi) - np.pi)
+
+
+def _choose_faces(solution: dict[str, Float], sections: Mapping[str, tuple[Float, bool | None]]) -> dict[str, Float]:
+    """Turn the whole stack over when that makes more sections upright (or as declared): the pairs alone cannot tell."""
+
+    wrong = sum((np.linalg.det(m[:2, :2]) < 0) != sections[n][1] for n, m in solution.items() if sections[n][1] is not None)
+    known = sum(sections[n][1] is not None for n in solution)
+    mirrored = sum(np.linalg.det(m[:2, :2]) < 0 for n, m in solution.items() if sections[n][1] is None)
+    auto = len(solution) - known
+    # a declared section outweighs any number of guesses
+    turn_over = wrong > known - wrong if known and wrong != known - wrong else mirrored > auto - mirrored
+    return {n: m @ FLIP for n, m in solution.items()} if turn_over else solution
+
+
+def _misfit(
+    solution: dict[str, Float], edges: list[Edge], sections: Mapping[str, tuple[Float, bool | None]]
+) -> dict[str, float]:
+    """Rms distance in mm between the two ends of each section's accepted edges."""
+    inverse = {n: np.linalg.inv(m) for n, m in solution.items()}
+    sums: dict[str, list[float]] = {n: [] for n in solution}
+    for e in edges:
+        gap = float(np.linalg.norm(_gap(inverse, e, sections[e.fixed][0])))
+        sums[e.fixed].append(gap)
+        sums[e.moving].append(gap)
+    return {n: float(np.sqrt(np.mean(np.square(v)))) if v else 0.0 for n, v in sums.items()}

@@ -1,0 +1,183 @@
+"""Sections to their MRI planes and to each other, and the block's pose again, in turns.
+
+Each section is registered to the weighted mean of the structure of its MRI plane and of its neighbours (stack_greedy's voliter with its
+two terms; since the moving image is the same in both, their weighted sum of squares is the distance to the weighted mean). Even and odd
+places take turns (red and black), so the order within a turn does not matter. The deformation always restarts from the affine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histomri.core import Grid, Image
+from histomri.kernels.interpolate import sample_3d
+from histomri.registration.channels import make_channels
+from histomri.registration.deformable import Deformation, fit_deformable
+from histomri.registration.linear import Channels, draw_samples, fit_linear
+from histomri.registration.pair import align, structure_score
+from histomri.registration.pose import Scaled, refine_pose
+from histomri.registration.volume import SectionPixels, block_grid, on_plane, plane_grid, reconstruct
+from histomri.transforms import Affine
+from histomri.transforms.placement import Placement, Placements
+
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """Sweeps and weights of the refinement; lengths in mm. ``spacing_mm`` is the working in-plane pixel, ``volume_mm`` the voxel of the
+    3D step, ``neighbours`` how many on each side."""
+
+    spacing_mm: float
+    volume_mm: float
+    affine_sweeps: int = 4
+    deformable_sweeps: int = 2
+    mri_weight: float = 4.0
+    neighbour_weight: float = 1.0
+    neighbours: int = 2
+    max_gap_mm: float = 3.0
+    max_scale_change: float = 0.25
+    deformation: Deformation = dataclasses.field(default_factory=Deformation)
+
+
+class SliceToVolume:
+    """The state of the refinement: sections' pixels, their placements, the block's pose, and the MRI (image and mask)."""
+
+    def __init__(
+        self,
+        pixels: Mapping[str, SectionPixels],
+        placements: Mapping[str, Placement],
+        block_to_mri: Float,
+        mri: tuple[Image, Image],
+        settings: Refinement,
+    ):
+        self.pixels = {k: p for k, p in pixels.items() if k in placements and placements[k].is_placed}
+        self.placements = dict(placements)
+        self.block_to_mri = block_to_mri
+        self.settings = settings
+        self.mri_grid = mri[0].grid
+        self.mri_data = np.stack([np.asarray(mri[0].data, np.float32), np.asarray(mri[1].data, np.float32)], axis=-1)
+        self.mri = Scaled(*mri)
+        self.order = sorted(self.pixels, key=lambda k: (placements[k].position_mm, k))
+        self.first = {k: placements[k].affine for k in self.order}
+        self.plane = plane_grid(block_grid(self.pixels, {k: placements[k] for k in self.order}, settings.spacing_mm, margin=8))
+
+    def run(self, progress: Callable[[str], None] = lambda _: None) -> None:
+        """Affine sweeps, each followed by the 3D step, then deformable sweeps."""
+        for sweep in range(self.settings.affine_sweeps):
+            self.update_pose()
+            for turn in (0, 1):
+                self._turn(turn, self._affine)
+            progress(f"affine sweep {sweep + 1} of {self.settings.affine_sweeps}: mean score {self.mean_score():.4f}")
+        self.update_pose()
+        for sweep in range(self.settings.deformable_sweeps):
+            for turn in (0, 1):
+                self._turn(turn, self._deform)
+            progress(f"deformable sweep {sweep + 1} of {self.settings.deformable_sweeps}: mean score {self.mean_score():.4f}")
+
+    def _turn(self, turn: int, step: Callable[[str, Channels], Placement]) -> None:
+        changed = {k: step(k, self.target(i)) for i, k in enumerate(self.order) if i % 2 == turn}
+        self.placements.update(changed)
+
+    def mri_plane(self, position_mm: float, plane: Grid | None = None) -> tuple[Image, Image]:
+        """The MRI and its mask on the block plane at ``position_mm``."""
+        plane = plane or self.plane
+        yx = plane.points().reshape(-1, 2)
+        points = np.concatenate([np.full((len(yx), 1), position_mm), yx], axis=1)
+        out = sample_3d(self.mri_data, self.mri_grid.world_to_index @ self.block_to_mri, points).reshape(*plane.shape, 2)
+        return Image(plane, out[..., 0]), Image(plane, out[..., 1] >= 0.5)
+
+    def target(self, place: int) -> Channels:
+        """What the section at ``place`` in the order should look like: the MRI plane and its neighbours, weighted."""
+        position = self.placements[self.order[place]].position_mm
+        goal = make_channels(*self.mri_plane(position), "structure")
+        data, weight, total = self.settings.mri_weight * goal.data, goal.weight, self.settings.mri_weight
+        reach = self.settings.neighbours
+        nearby = [n for n in range(max(0, place - reach), min(len(self.order), place + reach + 1)) if n != place]
+        shares = self._shares(position, nearby)
+        for n, share in zip(nearby, shares, strict=True):
+            here = self.section_channels(self.order[n])
+            data = data + self.settings.neighbour_weight * share * here.data
+            weight = np.maximum(weight, here.weight)
+            total += self.settings.neighbour_weight * share
+        return Channels(self.plane, np.ascontiguousarray(data / np.float32(total), np.float32), weight)
+
+    def _shares(self, position: float, nearby: list[int]) -> list[float]:
+        """Neighbours count by closeness; all together 1, less where they are far."""
+        distance = [abs(self.placements[self.order[n]].position_mm - position) for n in nearby]
+        near = [max(0.0, 1 - d / self.settings.max_gap_mm) for d in distance]
+        return [v / max(sum(near), 1.0) for v in near]
+
+    def section_channels(self, key: str) -> Channels:
+        """Structure channels of a section as it now lies on the block plane."""
+        here = on_plane(self.pixels[key], self.placements[key], self.plane)
+        return make_channels(Image(self.plane, here[..., 0]), Image(self.plane, here[..., 1] >= 0.5), "structure")
+
+    def _affine(self, key: str, target: Channels) -> Placement:
+        """One affine step of one section; kept only where it scores higher and stays possible."""
+        old = self.placements[key]
+        assert old.affine is not None
+        start, moving = align(self.pixels[key].image, self.pixels[key].mask, old.affine.matrix, self.plane)
+        before = structure_score(target, moving, np.eye(3))
+        if not (target.weight > 0).any() or not moving.weight.any():
+            return old
+        model = "affine" if self._is_large(key) else "rigid"
+        step = fit_linear(draw_samples(target, 30_000), moving, np.eye(3), model, iterations=15).matrix
+        after = structure_score(target, moving, step)
+        matrix = start @ step
+        if after <= before or not self._possible(key, matrix):
+            return self._scored(old, before)
+        return self._scored(dataclasses.replace(old, affine=Affine(matrix, old.affine.from_space, old.affine.to_space)), after)
+
+    def _is_large(self, key: str) -> bool:
+        """Little tissue cannot determine six parameters."""
+        areas = [float(self.pixels[k].mask.data.sum()) * float(np.prod(self.pixels[k].mask.grid.spacing_mm)) for k in (key, *self.order)]
+        return areas[0] > 0.15 * float(np.median(areas[1:]))
+
+    def _possible(self, key: str, matrix: Float) -> bool:
+        """Whether the linear part keeps its face and scales, relative to where the section came in, within the limits."""
+        first = self.first[key]
+        assert first is not None
+        change = np.linalg.svd(matrix[:2, :2] @ np.linalg.inv(first.linear), compute_uv=False)
+        limit = 1 + self.settings.max_scale_change
+        same_face = np.linalg.det(matrix[:2, :2]) * np.linalg.det(first.linear) > 0
+        return bool(same_face and (change < limit).all() and (change > 1 / limit).all())
+
+    def _scored(self, placement: Placement, score: float) -> Placement:
+        return dataclasses.replace(placement, quality={**placement.quality, "score": round(score, 5)})
+
+    def _deform(self, key: str, target: Channels) -> Placement:
+        """The deformation of one section, from its affine."""
+        old = dataclasses.replace(self.placements[key], field=None)
+        assert old.affine is not None
+        if not self._is_large(key):
+            return old
+        _, moving = align(self.pixels[key].image, self.pixels[key].mask, old.affine.matrix, self.plane)
+        result = fit_deformable(target, moving, np.eye(3), self.settings.deformation)
+        return dataclasses.replace(old, field=result.field, quality={**old.quality, "deformable": result.status})
+
+    def update_pose(self) -> None:
+        """The block's pose again, from the sections as they now lie; kept only where the structure score rises."""
+        voxel = self.settings.volume_mm
+        current = {k: self.placements[k] for k in self.order}
+        grid = block_grid(self.pixels, current, voxel)
+        stack = Scaled(*reconstruct(self.pixels, current, grid, self.settings.max_gap_mm))
+        before = refine_pose(stack, self.mri, self.block_to_mri, (voxel,), models=())
+        after = refine_pose(stack, self.mri, self.block_to_mri, (2 * voxel, voxel), models=("affine",))
+        if after is not None and (before is None or after.score > before.score):
+            self.block_to_mri = after.block_to_mri
+
+    def mean_score(self) -> float:
+        """Mean of the sections' last structure scores."""
+        return float(np.mean([self.placements[k].quality.get("score", 0.0) for k in self.order]))
+
+    def result(self, block: str, quality: dict[str, Any]) -> Placements:
+        """All placements and the pose as MRI to block."""
+        pose = Affine(np.linalg.inv(self.block_to_mri), "mri", f"block:{block}")
+        return Placements(block, self.placements, pose, quality)

@@ -1,0 +1,211 @@
+"""mri: pose of the block in the ex vivo MRI, then sections and MRI refined together, in-plane and through-plane."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from histomri.core import Block, Image, RegistrationError, Section
+
+if TYPE_CHECKING:
+    from histomri.registration.pose import PoseCandidate, PoseResult
+    from histomri.registration.volume import SectionPixels
+    from histomri.transforms.placement import Placements
+
+
+@dataclass(frozen=True)
+class MriSettings:
+    """The ``mri`` key of the config; see ``config/README.md`` for each field."""
+
+    rotations: int = 2000
+    candidates: int = 12
+    min_confidence: float = 0.0
+    work_px: int = 160
+    volume_px: int = 72
+    affine_sweeps: int = 4
+    deformable_sweeps: int = 2
+    mri_weight: float = 4.0
+    neighbour_weight: float = 1.0
+    neighbours: int = 2
+    max_gap_mm: float = 0.0
+    max_scale_change: float = 0.25
+    window_px: float = 4.0
+    stiffness_px: float = 1.0
+
+
+def find_pose(
+    sections: Sequence[Section], manifests: Mapping[str, Path], block: Block, placements_in: Path, pose: Path, settings: MriSettings
+) -> None:
+    """The block's pose in its MRI with no initial guess; ``pose`` gets it with its confidence and the other candidates.
+
+    Raises ``RegistrationError`` when there is no pose that is anatomically possible, or none sure enough for ``min_confidence``.
+    """
+    from histomri.io.placements import read_placements
+    from histomri.io.publish import write_json
+    from histomri.registration.pose import Scaled
+    from histomri.registration.pose import find_pose as search
+    from histomri.registration.volume import block_grid, reconstruct
+
+    placements = read_placements(placements_in)
+    size = tissue_size_mm(sections, manifests)
+    pixels = load_pixels(sections, manifests, placements, size / settings.work_px)
+    sure = {k: p for k, p in placements.placed.items() if p.confidence > 0.3} or placements.placed
+    grid = block_grid(pixels, sure, size / settings.volume_px)
+    stack = reconstruct(pixels, sure, grid, gap_mm(placements, settings))
+    hands = {"no": (False,), "yes": (True,), "auto": (False, True)}[block.mirror]
+    result = search(Scaled(*stack), Scaled(*load_mri(block)), hands, settings.rotations, settings.candidates, progress=_say)
+    write_json(pose, _pose_record(block, result))
+    if result.confidence < settings.min_confidence:
+        raise RegistrationError(
+            f"Block {block.id!r}: the pose in the MRI has confidence {result.confidence:.2f}, less than mri.min_confidence = "
+            f"{settings.min_confidence}; see the candidates in {pose}, or lower mri.min_confidence to go on with the best of them."
+        )
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _pose_record(block: Block, result: PoseResult) -> dict[str, Any]:
+    import numpy as np
+
+    def record(candidate: PoseCandidate) -> dict[str, Any]:
+        return {
+            "mri_to_block": np.linalg.inv(candidate.block_to_mri).tolist(),
+            "score": round(candidate.score, 5),
+            "nmi": round(candidate.nmi, 5),
+            "mask_dice": round(candidate.dice, 5),
+            "quality": round(candidate.quality, 5),
+            "mirrored": candidate.mirrored,
+        }
+
+    best = record(result.best)
+    return {
+        "block": block.id,
+        "mri_to_block": best.pop("mri_to_block"),
+        "confidence": round(result.confidence, 5),
+        "metrics": best,
+        "candidates": [record(c) for c in result.candidates],
+    }
+
+
+def load_pixels(
+    sections: Sequence[Section], manifests: Mapping[str, Path], placements: Placements, spacing_mm: float
+) -> dict[str, SectionPixels]:
+    """Coarse pixels of all placed sections."""
+    from histomri.io.sections import read_manifest, registration_image
+    from histomri.registration.volume import SectionPixels
+
+    stains = {s.id: s.stain for s in sections}
+    out = {}
+    for key in placements.placed:
+        image, mask = registration_image(read_manifest(manifests[key]), spacing_mm)
+        out[key] = SectionPixels(image, mask, stains.get(key, ""))
+    return out
+
+
+def tissue_size_mm(sections: Sequence[Section], manifests: Mapping[str, Path]) -> float:
+    """Typical length of a section's tissue in mm, from the manifests."""
+    from histomri.io.sections import read_manifest
+    from histomri.stages.stack import typical_size_mm
+
+    read = [read_manifest(manifests[s.id]) for s in sections if s.id in manifests]
+    areas = [m.tissue_area_mm2 for m in read if m.is_usable and m.tissue_area_mm2 > 0]
+    if not areas:
+        raise RegistrationError("No section of the block holds tissue, so there is nothing to place in the MRI.")
+    return typical_size_mm(areas)
+
+
+def load_mri(block: Block) -> tuple[Image, Image]:
+    """The MRI and its tissue mask (given, or from its intensities) on one grid."""
+    import numpy as np
+
+    from histomri.io.nifti import read_nifti
+
+    assert block.mri is not None
+    image = read_nifti(block.mri)
+    image = image.with_data(np.asarray(image.data, np.float32))
+    if block.mri_mask is None:
+        return image, tissue_of_mri(image)
+    mask = read_nifti(block.mri_mask)
+    return image, _on_grid(Image(mask.grid, np.asarray(mask.data) > 0), image)
+
+
+def tissue_of_mri(image: Image) -> Image:
+    """What is brighter than Otsu's threshold, pieces below 1 % of the largest left out. Sulci and ventricles stay open, as they are in
+    the sections' masks."""
+    import numpy as np
+    from scipy import ndimage
+
+    from histomri.evaluation.block import best_threshold
+
+    bright = ndimage.binary_opening(image.data > best_threshold(image.data))
+    labels, count = ndimage.label(bright)
+    if count == 0:
+        return image.with_data(bright)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return image.with_data((sizes > 0.01 * sizes.max())[labels])
+
+
+def _on_grid(mask: Image, image: Image) -> Image:
+    """A mask that may lie on a grid of its own, nearest on the image's grid."""
+    import numpy as np
+    from scipy import ndimage
+
+    if mask.grid == image.grid:
+        return mask
+    matrix = mask.grid.world_to_index @ image.grid.index_to_world
+    data = ndimage.affine_transform(mask.data.astype(np.uint8), matrix[:3, :3], matrix[:3, 3], output_shape=image.grid.shape, order=0)
+    return Image(image.grid, data > 0)
+
+
+def gap_mm(placements: Placements, settings: MriSettings) -> float:
+    """The largest gap that neighbours may fill: as configured, or four usual spacings."""
+    import numpy as np
+
+    if settings.max_gap_mm > 0:
+        return settings.max_gap_mm
+    steps = np.diff(np.unique([p.position_mm for p in placements.placed.values()]))
+    return 4 * float(np.median(steps)) if len(steps) else 1.0
+
+
+def refine(
+    sections: Sequence[Section],
+    manifests: Mapping[str, Path],
+    block: Block,
+    placements_in: Path,
+    pose: Path,
+    placements_out: Path,
+    settings: MriSettings,
+) -> None:
+    """Sections to their MRI planes and to each other, and the pose again, in turns; the final placements of the block."""
+    import json
+
+    import numpy as np
+
+    from histomri.io.placements import read_placements, write_placements
+    from histomri.registration.deformable import Deformation
+    from histomri.registration.slice_to_volume import Refinement, SliceToVolume
+
+    placements = read_placements(placements_in)
+    found = json.loads(Path(pose).read_text(encoding="utf-8"))
+    size = tissue_size_mm(sections, manifests)
+    spacing = size / settings.work_px
+    shared = {f.name: getattr(settings, f.name) for f in dataclasses.fields(Refinement) if hasattr(settings, f.name)}
+    shared["max_gap_mm"] = gap_mm(placements, settings)
+    plan = Refinement(
+        **shared,
+        spacing_mm=spacing,
+        volume_mm=size / settings.volume_px,
+        deformation=Deformation(window_px=settings.window_px, stiffness_px=settings.stiffness_px),
+    )
+    pixels = load_pixels(sections, manifests, placements, spacing)
+    start = np.linalg.inv(np.array(found["mri_to_block"]))
+    work = SliceToVolume(pixels, placements.sections, start, load_mri(block), plan)
+    work.run(progress=_say)
+    quality = {**placements.quality, "pose_confidence": found["confidence"], "mean_score": round(work.mean_score(), 5)}
+    write_placements(placements_out, work.result(block.id, quality))

@@ -1,0 +1,232 @@
+"""stack: pairs of neighbouring sections -> one consistent in-plane transform per section."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from histomri.core import Section, Stack
+
+if TYPE_CHECKING:
+    from histomri.registration.pair import Prepared
+    from histomri.registration.section_graph import Edge, StackSolution
+    from histomri.transforms.placement import Placement
+
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class StackSettings:
+    """The ``stack`` key of the config; see ``config/README.md`` for each field."""
+
+    reach: int = 3
+    batch: int = 16
+    alpha: float = 0.01
+    search_px: int = 60
+    fine_px: int = 150
+    min_tissue: float = 0.02
+    hint_deg: float = 30.0
+
+
+def plan_pairs(sections: Sequence[Section], reach: int, batch: int) -> list[list[Pair]]:
+    """Pairs (id, id) of each used section with the next ``reach`` ones, in batches of ``batch`` sections, by position."""
+    used = [s.id for s in Stack("", tuple(sections)).used]
+    starts = range(0, len(used), max(batch, 1))
+    out = [[(a, b) for i, a in enumerate(used) if k <= i < k + batch for b in used[i + 1 : i + 1 + reach]] for k in starts]
+    return [pairs for pairs in out if pairs]
+
+
+def measure_edges(
+    sections: Sequence[Section], manifests: Mapping[str, Path], pairs: Sequence[Pair], edges: Path, settings: StackSettings
+) -> None:
+    """Register a batch of pairs, each from no initial guess, and write what was measured.
+
+    Sections that are unreadable or empty have no pairs. ``edges`` is JSON: one record per pair.
+    """
+    from histomri.io.publish import write_json
+
+    by_id = {s.id: s for s in sections}
+    prepared = _prepare(manifests, {i for pair in pairs for i in pair}, settings)
+    records = []
+    for number, (a, b) in enumerate(pairs, 1):
+        if a in prepared and b in prepared:
+            records.append(_measure(by_id[a], by_id[b], prepared, settings))
+            print(f"pair {number} of {len(pairs)}: {a} - {b}: score {records[-1]['score']:.3f}", flush=True)
+    write_json(edges, {"edges": records})
+
+
+def _prepare(manifests: Mapping[str, Path], ids: set[str], settings: StackSettings) -> dict[str, Prepared]:
+    from histomri.io.sections import read_manifest, registration_image
+    from histomri.registration.pair import prepare
+
+    read = {i: read_manifest(manifests[i]) for i in sorted(ids)}
+    usable = {i: m for i, m in read.items() if m.is_usable and m.tissue_area_mm2 > 0}
+    if not usable:
+        return {}
+    size = typical_size_mm([m.tissue_area_mm2 for m in usable.values()])
+    fine = size / settings.fine_px
+    out = {}
+    for i, m in usable.items():
+        image, mask = registration_image(m, fine)
+        if mask.data.sum() >= 16:
+            out[i] = prepare(image, mask, size / settings.search_px, max(fine, float(image.grid.spacing_mm.max())))
+    return out
+
+
+def typical_size_mm(areas_mm2: Sequence[float]) -> float:
+    """Length of a section's tissue: 1.6 times the root of the median area, about the long side of a compact shape."""
+    ordered = sorted(areas_mm2)
+    return 1.6 * float(ordered[len(ordered) // 2]) ** 0.5
+
+
+def _measure(fixed: Section, moving: Section, prepared: Mapping[str, Prepared], settings: StackSettings) -> dict[str, Any]:
+    from histomri.registration.pair import register_pair
+
+    hint = None
+    if fixed.rotation_deg is not None and moving.rotation_deg is not None:
+        hint = (moving.rotation_deg - fixed.rotation_deg, settings.hint_deg)
+    faces = faces_to_try(fixed.flip, moving.flip)
+    result = register_pair(prepared[fixed.id], prepared[moving.id], mirrors=faces, hint_deg=hint)
+    return {
+        "fixed": fixed.id,
+        "moving": moving.id,
+        "matrix": result.matrix.tolist(),
+        "score": result.score,
+        "margin": result.margin,
+        "other_face": result.other_face,
+        "other_matrix": result.other_matrix.tolist() if len(faces) > 1 else None,
+        "distance_mm": abs(moving.position_mm - fixed.position_mm),
+    }
+
+
+def faces_to_try(fixed: str, moving: str) -> tuple[bool, ...]:
+    """Whether the two may lie on the same face (False), on opposite faces (True) or either."""
+    if "auto" in (fixed, moving):
+        return (False, True)
+    return (fixed != moving,)
+
+
+def solve(
+    sections: Sequence[Section],
+    manifests: Mapping[str, Path],
+    edges: Sequence[Path],
+    placements: Path,
+    settings: StackSettings,
+    blockface_placements: Path | None = None,
+) -> None:
+    """Place all sections of a block at once from all measured pairs, and from blockface where there is one."""
+    from histomri.io.placements import read_placements, write_placements
+    from histomri.io.sections import read_manifest, registration_image
+    from histomri.registration.section_graph import solve_stack
+
+    read = {s.id: read_manifest(manifests[s.id]) for s in sections if s.is_used and s.id in manifests}
+    usable = {i: m for i, m in read.items() if m.is_usable and m.tissue_area_mm2 > 0}
+    known = read_placements(blockface_placements).placed if blockface_placements else {}
+    anchors = {i: p for i, p in known.items() if i in usable and p.confidence >= 0.5}
+    size = typical_size_mm([m.tissue_area_mm2 for m in usable.values()]) if usable else 1.0
+    centroids = {i: _centroid(registration_image(m, size / settings.search_px)[1]) for i, m in usable.items()}
+    declared = {s.id: None if s.flip == "auto" else s.flip == "horizontal" for s in sections}
+    measured = [e for path in edges for e in _read_edges(path) if e.fixed in usable and e.moving in usable]
+    solution = solve_stack(
+        measured,
+        {i: (centroids[i], declared[i]) for i in usable},
+        _spacing_mm([s.position_mm for s in sections if s.id in usable]),
+        {i: p.affine.matrix for i, p in anchors.items() if p.affine is not None},
+        settings.alpha,
+    )
+    areas = {i: m.tissue_area_mm2 for i, m in usable.items()}
+    out = {s.id: _placement(s, solution, measured, anchors, areas, settings) for s in sections}
+    write_placements(placements, _as_placements(sections, out, solution))
+
+
+def _centroid(mask: Any) -> Any:
+    import numpy as np
+
+    nodes = np.argwhere(mask.data)
+    return mask.grid.to_world(nodes.mean(axis=0)) if len(nodes) else mask.grid.centre_mm
+
+
+def _spacing_mm(positions: list[float]) -> float:
+    gaps = sorted(b - a for a, b in zip(sorted(positions), sorted(positions)[1:], strict=False) if b > a)
+    return gaps[len(gaps) // 2] if gaps else 1.0
+
+
+def _read_edges(path: Path) -> list[Edge]:
+    import numpy as np
+
+    from histomri.registration.section_graph import Edge
+
+    records = json.loads(Path(path).read_text(encoding="utf-8"))["edges"]
+    for r in records:
+        r["matrix"] = np.array(r["matrix"])
+        r["other_matrix"] = np.full((3, 3), np.nan) if r["other_matrix"] is None else np.array(r["other_matrix"])
+    return [Edge(**r) for r in records]
+
+
+def _placement(
+    section: Section,
+    solution: StackSolution,
+    edges: list[Edge],
+    anchors: Mapping[str, Placement],
+    areas: Mapping[str, float],
+    settings: StackSettings,
+) -> Placement:
+    """One section's placement: from its photograph, from the joint solve, or as a flagged guess from its best neighbour."""
+    import dataclasses
+
+    from histomri.transforms import Affine
+    from histomri.transforms.placement import Placement
+
+    space = (f"block:{section.block}", f"section:{section.id}")
+    if section.id in anchors:
+        return dataclasses.replace(anchors[section.id], position_mm=section.position_mm)
+    if section.id not in areas:
+        reason = f"status {section.status}" if not section.is_used else "no tissue could be read"
+        return Placement(section.id, section.position_mm, None, None, (f"not placed: {reason}",), 0.0)
+    matrix = solution.block_to_section.get(section.id)
+    flags: tuple[str, ...] = ()
+    score = solution.score[section.id]
+    sure = 1.0 if score <= 0 else min(1.0, max(0.0, (score - solution.threshold) / (1e-9 + 0.5 * max(solution.threshold, 0.1))))
+    if matrix is None:
+        guess = _best_guess(section.id, solution, edges)
+        if guess is None:
+            return Placement(section.id, section.position_mm, None, None, ("not placed: no neighbour resembles it",), 0.0)
+        matrix, score = guess
+        flags, sure = (f"no pair was accepted (best score {score:.2f}, needed {solution.threshold:.2f}); placed by a guess",), 0.05
+    if areas[section.id] < settings.min_tissue * sorted(areas.values())[len(areas) // 2]:
+        flags += ("little tissue",)
+    quality = {"pair_score": round(score, 4), "misfit_mm": round(solution.misfit_mm.get(section.id, 0.0), 4)}
+    return Placement(section.id, section.position_mm, Affine(matrix, *space), None, flags, round(float(sure), 4), quality)
+
+
+def _best_guess(section: str, solution: StackSolution, edges: list[Edge]) -> tuple[Any, float] | None:
+    """From the best pair with a placed section, though it was not accepted; an upright guess wins a near tie."""
+    import numpy as np
+
+    options = []
+    for e in edges:
+        for matrix, score in ((e.matrix, e.score), (e.other_matrix, e.other_face)):
+            if not np.isfinite(matrix).all():
+                continue
+            if e.moving == section and e.fixed in solution.block_to_section:
+                options.append((score, matrix @ solution.block_to_section[e.fixed]))
+            elif e.fixed == section and e.moving in solution.block_to_section:
+                options.append((score, np.linalg.inv(matrix) @ solution.block_to_section[e.moving]))
+    ranked = sorted(options, key=lambda o: -(o[0] + 0.03 * (np.linalg.det(o[1][:2, :2]) > 0)))
+    return (ranked[0][1], ranked[0][0]) if ranked else None
+
+
+def _as_placements(sections: Sequence[Section], out: dict[str, Placement], solution: StackSolution) -> Any:
+    from histomri.transforms.placement import Placements
+
+    ordered = dict(sorted(out.items(), key=lambda item: (item[1].position_mm, item[0])))
+    quality = {
+        "edges_accepted": solution.accepted,
+        "score_threshold": round(solution.threshold, 4),
+        "components": len(set(solution.component.values())),
+        "note": "the low-frequency shape across the stack cannot be known from pairs of sections alone",
+    }
+    return Placements(sections[0].block if sections else "block", ordered, None, quality)
