@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print every problem, errors last, and how many there are."""
     from histomri.io.check import check_study
+
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it warns of is told here, in our words
 
     problems = sorted(check_study(args.config), key=lambda p: p.severity != "warning")
     for problem in problems:

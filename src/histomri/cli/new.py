@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the files and say what is left to do."""
     from histomri.io.template import write_study
+
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it warns of is told here, in our words
 
     found = write_study(args.study_dir, args.slides)
     for slide in found:

@@ -20,6 +20,7 @@ from histomri.io.config import config_problems, read_config, unmatched_blocks
 from histomri.io.nifti import read_geometry, read_nifti
 from histomri.io.sheets import Parsed, SectionLandmark, parse_blocks, parse_landmarks, parse_sections
 from histomri.io.tables import absolute
+from histomri.io.tiff_chain import is_cut_off
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -112,7 +113,10 @@ def _each(pool: ThreadPoolExecutor, paths: Iterable[Path], look: Callable[[Path]
 def _probe(path: Path) -> Any:
     from histomri.io.slides import probe  # its readers take a second to import
 
-    return probe(path)
+    slide = probe(path)
+    if is_cut_off(path):
+        raise InputError(Problem(str(path), "is truncated: part of its images lies beyond its end", "copy it again"))
+    return slide
 
 
 def _volume(path: Path) -> _Volume:
