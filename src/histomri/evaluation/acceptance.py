@@ -63,9 +63,9 @@ class Thresholds:
     min_confidence: float = 0.2
     max_folding: float = 0.0
     max_nmi_loss: float = 0.01
-    min_missing: float = 0.02
+    min_missing: float = 0.01
     min_extra: float = 0.04
-    min_blotch: float = 0.05
+    min_blotch: float = 0.08
     min_stain_change: float = 0.25
 
     @property
@@ -118,7 +118,7 @@ _RULES = (
     ),
     _OutlierRule(
         "neighbour_overlap",
-        lambda e: e.neighbours.overlap,
+        lambda e: NAN if e.neighbours.one_sided else e.neighbours.overlap,
         -1,
         0.01,
         0.04,
@@ -126,7 +126,7 @@ _RULES = (
     ),
     _OutlierRule(
         "similarity",
-        lambda e: e.neighbours.similarity,
+        lambda e: NAN if e.neighbours.one_sided else e.neighbours.similarity,
         -1,
         0.02,
         0.06,

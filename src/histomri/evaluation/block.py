@@ -125,7 +125,8 @@ class BlockMeasurer:
     def measure(self, i: int, reach: int) -> SectionMeasures:
         """The measures of the ``i``-th section in order of position."""
         s = self.sections[i]
-        overlap, nmi_before, nmi_after = self._against_mri(s)
+        plane = self.mri.on_plane(self.grid, s.position_mm) if self.mri else None
+        overlap, nmi_before, nmi_after = self._against_mri(s, plane)
         return SectionMeasures(
             density=float(np.median(s.image[s.mask])) if s.mask.any() else float("nan"),
             mask_dice=overlap,
@@ -133,7 +134,7 @@ class BlockMeasurer:
             nmi_after=nmi_after,
             folded_px=folding_area(self.placements.sections[s.id], self.grid, s.mask),
             tissue_px=int(s.mask.sum()),
-            neighbours=compare(self.sections, i, reach),
+            neighbours=compare(self.sections, i, reach, None, plane[1] if plane else None),
         )
 
     def measure_all(self, reach: int, threads: int = 1) -> dict[str, SectionMeasures]:
@@ -149,19 +150,23 @@ class BlockMeasurer:
 
         A bad section makes its good neighbours look bad; without it they look as they are.
         """
-        with ThreadPoolExecutor(threads) as pool:
-            again = pool.map(lambda i: compare(self.sections, i, reach, trusted), range(len(self.sections)))
-            return {s.id: replace(measures[s.id], neighbours=e) for s, e in zip(self.sections, again, strict=True)}
 
-    def _against_mri(self, s: PlacedSection) -> tuple[float, float, float]:
-        if self.mri is None:
+        def again(i: int) -> SectionMeasures:
+            s = self.sections[i]
+            tissue = self.mri.on_plane(self.grid, s.position_mm)[1] if self.mri else None
+            return replace(measures[s.id], neighbours=compare(self.sections, i, reach, trusted, tissue))
+
+        with ThreadPoolExecutor(threads) as pool:
+            return {m[0].id: m[1] for m in zip(self.sections, pool.map(again, range(len(self.sections))), strict=True)}
+
+    def _against_mri(self, s: PlacedSection, plane: tuple[Float32, Mask] | None) -> tuple[float, float, float]:
+        if plane is None:
             return (float("nan"),) * 3
-        plane, tissue = self.mri.on_plane(self.grid, s.position_mm)
         earlier = self.before.get(s.id) if self.before else None
         before = None
         if earlier is not None and self.mri_before is not None:
             before = (earlier.image, earlier.mask, *self.mri_before.on_plane(self.grid, s.position_mm))
-        return (dice(s.mask, tissue), *_nmi_pair(before, (s.image, s.mask, plane, tissue)))
+        return (dice(s.mask, plane[1]), *_nmi_pair(before, (s.image, s.mask, *plane)))
 
     def smoothness(self, measures: Mapping[str, SectionMeasures]) -> dict[str, float]:
         """How smoothly the sections follow each other along the cutting axis.

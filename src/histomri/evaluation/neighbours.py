@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -20,7 +21,10 @@ Float32 = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 LOST_SHARE = 0.35  # a pixel this much fainter than the neighbours' is no tissue: a crack, a hole, a torn-off piece
+TOLERANCE = 2  # pixels of misplacement that are forgiven along outlines
+BLOTCH, BLOTCH_END = 0.3, 0.6  # natural logarithm of the staining ratio that makes a blotch, inside a stack and at its ends
 NOT_COMPARED = float("nan")
+Trusted = AbstractSet[str] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,9 +43,10 @@ class NeighbourEvidence:
     """How a section differs from its neighbours; NaN where it has none to be compared with.
 
     ``similarity``: squared local correlation, median over the neighbours. ``overlap``: Dice with their common tissue.
-    ``missing``: share of the tissue they have and it lacks. ``extra``: share of its tissue that none of them has.
-    ``blotch``: share of its tissue stained otherwise than theirs, after the overall difference is taken out.
-    ``stain_ratio``: its staining over theirs.
+    ``missing``: the largest piece of the tissue they have and it lacks, as a share of theirs. ``extra``: share of its tissue
+    that none of them has. ``blotch``: share of its tissue stained otherwise than theirs, but for the overall difference.
+    ``stain_ratio``: its staining over theirs. At the ends of a stack all neighbours are on one side; what they say is an
+    extrapolation then, and ``similarity`` and ``overlap`` are lower for good sections too (``one_sided``).
     """
 
     similarity: float = NOT_COMPARED
@@ -50,24 +55,29 @@ class NeighbourEvidence:
     extra: float = NOT_COMPARED
     blotch: float = NOT_COMPARED
     stain_ratio: float = NOT_COMPARED
+    one_sided: bool = False
 
 
-def nearest(sections: Sequence[PlacedSection], i: int, reach: int, trusted: AbstractSet[str] | None = None) -> list[int]:
-    """The indices of up to ``reach`` sections on either side of section ``i``, of its stain and among the ``trusted`` ids.
+def nearest(sections: Sequence[PlacedSection], i: int, reach: int, same_stain: bool, trusted: Trusted = None) -> list[int]:
+    """The indices of up to ``reach`` sections on either side of section ``i`` among the ``trusted`` ids (None means all).
 
-    Sections are in order of position; no ``trusted`` means all. Where fewer than two are of its stain, any stain will do.
+    Sections are in order of position. With ``same_stain`` only those of its stain, unless there are fewer than two.
     """
 
-    def pick(same_stain: bool) -> list[int]:
+    def pick(own_stain: bool) -> list[int]:
         near = [
             j
             for j, s in enumerate(sections)
-            if j != i and (s.stain == sections[i].stain or not same_stain) and (trusted is None or s.id in trusted)
+            if j != i and (s.stain == sections[i].stain or not own_stain) and (trusted is None or s.id in trusted)
         ]
         return [j for j in near if j < i][-reach:] + [j for j in near if j > i][:reach]
 
-    same = pick(True)
-    return same if len(same) >= 2 else pick(False)
+    found = pick(same_stain)
+    return found if len(found) >= 2 else pick(False)
+
+
+def _is_one_sided(i: int, near: Sequence[int]) -> bool:
+    return all(j > i for j in near) or all(j < i for j in near)
 
 
 def _grow(mask: Mask, radius: int) -> Mask:
@@ -95,47 +105,88 @@ def log_stain_map(section: PlacedSection, model: Float32, common: Mask, window: 
 
 
 def compare(
-    sections: Sequence[PlacedSection],
-    i: int,
-    reach: int = 2,
-    trusted: AbstractSet[str] | None = None,
-    tolerance: int = 2,
-    limit: float = 0.3,
+    sections: Sequence[PlacedSection], i: int, reach: int = 2, trusted: Trusted = None, mri_tissue: Mask | None = None
 ) -> NeighbourEvidence:
     """Section ``i`` of sections in order of position against its ``trusted`` neighbours (see :func:`nearest`).
 
-    ``tolerance`` is the misplacement in pixels that is forgiven along outlines; ``limit`` the natural logarithm of the
-    staining ratio beyond which a region counts as a blotch.
+    Staining is compared with neighbours of its stain, outlines with the nearest of any stain, and with ``mri_tissue``, the
+    MRI's mask on its plane, where there is one: only what neighbours and MRI agree on is missing, or extra.
     """
     here = sections[i]
-    others = [sections[j] for j in nearest(sections, i, reach, trusted)]
-    if not others or not here.mask.any():
+    near = nearest(sections, i, reach, True, trusted)
+    if not near or not here.mask.any():
         return NeighbourEvidence()
-    model = np.median([o.image for o in others], axis=0).astype(np.float32)
-    share = np.mean([o.mask for o in others], axis=0)
-    expected = share >= 0.5
-    same_stain = all(o.stain == here.stain for o in others)
-    common = here.mask & expected
+    around = [sections[j] for j in nearest(sections, i, reach, False, trusted)]
+    others = [sections[j] for j in near]
+    share = np.mean([o.mask for o in around], axis=0)
+    common = here.mask & (share >= 0.5)
     if not common.any():
-        return NeighbourEvidence(similarity=0.0, overlap=0.0, missing=1.0, extra=1.0)
-    ratio = float(np.median(here.image[common]) / max(float(np.median(model[common])), 1e-12))
-    lost = ~here.mask
-    if same_stain:
-        lost |= here.image < LOST_SHARE * ratio * model
-    sure = _shrink(share >= 0.75, tolerance)
+        return NeighbourEvidence(similarity=0.0, overlap=0.0, missing=1.0, extra=1.0, one_sided=_is_one_sided(i, near))
+    staining = _Staining(here, others, common)
     return NeighbourEvidence(
         similarity=float(np.median([local_ncc(here.image, o.image, here.mask & o.mask) for o in others])),
-        overlap=dice(here.mask, expected),
-        missing=float((sure & lost).sum() / max(int(sure.sum()), 1)),
-        extra=float((here.mask & ~_grow(share > 0, tolerance)).sum() / here.mask.sum()),
-        blotch=_blotch_share(here, model, _shrink(common, tolerance), limit) if same_stain else NOT_COMPARED,
-        stain_ratio=ratio if same_stain else NOT_COMPARED,
+        overlap=dice(here.mask, share >= 0.5),
+        missing=_missing_share(staining, share, mri_tissue),
+        extra=_extra_share(here, share, mri_tissue),
+        blotch=staining.blotch_share(BLOTCH_END if _is_one_sided(i, near) else BLOTCH),
+        stain_ratio=staining.ratio if staining.comparable else NOT_COMPARED,
+        one_sided=_is_one_sided(i, near),
     )
 
 
-def _blotch_share(here: PlacedSection, model: Float32, common: Mask, limit: float) -> float:
-    if not common.any():
-        return NOT_COMPARED
-    window = 2 * max(2, round(max(common.shape) / 50)) + 1
-    ratios = log_stain_map(here, model, common, window)
-    return float((np.abs(ratios - np.median(ratios)) > limit).mean())
+def _missing_share(staining: _Staining, share: NDArray[np.float64], mri_tissue: Mask | None) -> float:
+    """Share of the tissue that is surely to be expected, well inside of the outlines, that is missing in one piece.
+
+    Vessels and sulci that shift between sections miss in many small pieces; a crack or a torn-off part is a large one.
+    """
+    expected = share >= 0.75 if mri_tissue is None else (share >= 0.75) & mri_tissue
+    sure = _shrink(expected, TOLERANCE)
+    pieces = cv2.morphologyEx((sure & staining.lost()).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    _, _, stats, _ = cv2.connectedComponentsWithStats(pieces, connectivity=8)
+    largest = int(stats[1:, cv2.CC_STAT_AREA].max(initial=0))
+    return largest / max(int(sure.sum()), 1)
+
+
+def _extra_share(here: PlacedSection, share: NDArray[np.float64], mri_tissue: Mask | None) -> float:
+    """Share of the tissue that lies well outside of what neighbours and MRI show."""
+    known = share > 0 if mri_tissue is None else (share > 0) | mri_tissue
+    return float((here.mask & ~_grow(known, TOLERANCE)).sum() / here.mask.sum())
+
+
+@dataclass(frozen=True, eq=False)
+class _Staining:
+    """A section's staining beside the median of its neighbours', over the tissue that they have in common."""
+
+    here: PlacedSection
+    others: Sequence[PlacedSection]
+    common: Mask
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the neighbours are of its stain."""
+        return all(o.stain == self.here.stain for o in self.others)
+
+    @cached_property
+    def model(self) -> Float32:
+        """What the section is expected to look like, but for the overall strength of its staining."""
+        return np.median([o.image for o in self.others], axis=0).astype(np.float32)
+
+    @cached_property
+    def ratio(self) -> float:
+        """The section's staining over its neighbours'."""
+        usual = float(np.median(self.model[self.common]))
+        return float(np.median(self.here.image[self.common])) / max(usual, 1e-12)
+
+    def lost(self) -> Mask:
+        """Where there is no tissue, by the mask or by far too little staining."""
+        lost = ~self.here.mask
+        return lost | (self.here.image < LOST_SHARE * self.ratio * self.model) if self.comparable else lost
+
+    def blotch_share(self, limit: float) -> float:
+        """Share of the tissue whose staining is off by more than ``limit`` (natural logarithm); NaN without a model."""
+        inside = _shrink(self.common, TOLERANCE)
+        if not self.comparable or not inside.any():
+            return NOT_COMPARED
+        window = 2 * max(2, round(max(inside.shape) / 50)) + 1
+        ratios = log_stain_map(self.here, self.model, inside, window)
+        return float((np.abs(ratios - np.median(ratios)) > limit).mean())

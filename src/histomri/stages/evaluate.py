@@ -50,9 +50,9 @@ class EvaluateSettings:
     min_confidence: float = 0.2
     max_folding: float = 0.0
     max_nmi_loss: float = 0.01
-    min_missing: float = 0.02
+    min_missing: float = 0.01
     min_extra: float = 0.04
-    min_blotch: float = 0.05
+    min_blotch: float = 0.08
     min_stain_change: float = 0.25
     report_pixels: int = 320
     report_max_mb: float = 30.0
