@@ -17,7 +17,7 @@ _M = np.uint64(0xFF51AFD7ED558CCD)
 _STEP, _HALF, _LAST = np.uint64(16), np.uint64(32), np.uint64(48)
 _FIELD = np.uint64(0xFFFF)
 _UNIT = 1.0 / 65535.0
-MEAN_SPECKLE = 0.2
+MEAN_SPECKLE = 0.19
 _GAIN = 2.4 / 65535.0
 
 
@@ -95,7 +95,7 @@ def speckle(z: float, y: float, x: float, cell_mm: float, finest_mm: float, seed
     qz, qy, qx = math.floor(z / cell_mm), math.floor(y / cell_mm), math.floor(x / cell_mm)
     h = hash3(int(qz), int(qy), int(qx), seed)
     radius = 0.22 + 0.16 * bits(h, 3)
-    dz = z / cell_mm - qz - 0.5
+    dz = z / cell_mm - qz - 0.2 - 0.6 * bits(h, 2)
     dy = y / cell_mm - qy - radius - (1 - 2 * radius) * bits(h, 0)
     dx = x / cell_mm - qx - radius - (1 - 2 * radius) * bits(h, 1)
     distance = math.sqrt(0.4 * dz * dz + dy * dy + dx * dx)
