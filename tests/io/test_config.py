@@ -81,6 +81,11 @@ def test_unknown_keys_are_errors_and_all_are_named(study_folder: Path) -> None:
         ("pixel_size_mm: .inf", "finite"),
         ("device: cpu\ndevice: gpu", "'device' stands there twice"),
         ("study2: [", "not YAML"),
+        ("resample: {grids: [mir]}", "key resample.grids.0: one of mri, sections was expected, found 'mir'"),
+        (
+            "resample: {grids: [{name: fine, spacing: 1}]}",
+            "key resample.grids.0.spacing: this key is not known -> write 'spacing_mm'",
+        ),
     ],
 )
 def test_bad_values_say_what_to_write(study_folder: Path, line: str, said: str) -> None:

@@ -190,6 +190,8 @@ def config_problems(config: Mapping[str, Any], where: str) -> list[Problem]:
 
 
 def _schema_problems(error: ValidationError, where: str) -> Iterator[Problem]:
+    if error.validator in ("oneOf", "anyOf") and error.context:
+        error = _closest(error)
     schema: Any = error.schema
     required: Any = error.validator_value
     instance: Any = error.instance
@@ -207,6 +209,18 @@ def _schema_problems(error: ValidationError, where: str) -> Iterator[Problem]:
             yield Problem(f"{where}, key {prefix}{name}", "this key is needed and missing", _meaning(schema, name))
     else:
         yield Problem(f"{where}, key {key or '(top level)'}", _value_text(error), _value_remedy(error))
+
+
+def _closest(error: ValidationError) -> ValidationError:
+    """Of a value with several allowed forms, what keeps it from the form that it comes nearest to: the one of its own type."""
+    right_type = [
+        e for e in error.context or () if e.validator != "type" and not (e.validator == "enum" and _is_nested(e.instance))
+    ]
+    return max(right_type or [error], key=lambda e: len(e.absolute_path))
+
+
+def _is_nested(value: object) -> bool:
+    return isinstance(value, dict | list)
 
 
 def _suggestion(name: str, known: Sequence[str]) -> str:
