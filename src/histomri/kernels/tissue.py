@@ -58,19 +58,29 @@ class Tissue:
 def grey_histogram(grey: Float32) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Smoothed histogram over the 0.1 to 99.9 percent range of a grey image, and the centres of its bins."""
     low, high = (float(v) for v in np.percentile(grey, (0.1, 99.9)))
-    counts, edges = np.histogram(np.clip(grey, low, high), bins=BINS, range=(low, max(high, low + 1e-6)))
+    counts, edges = np.histogram(np.clip(grey, low, high), bins=BINS, range=(low, max(high, low + max(1e-3, 1e-3 * abs(low)))))
     smooth = np.convolve(np.pad(counts.astype(float), 2, mode="symmetric"), np.array([1, 4, 6, 4, 1]) / 16, mode="valid")
     return smooth, (edges[:-1] + edges[1:]) / 2
 
 
-def is_dark_slide(grey: Float32) -> bool:
-    """Whether tissue is bright on dark: the median lies in the lowest third of the image's range, or the rim is dark."""
+def is_dark_slide(grey: Float32, full_range: float) -> bool:
+    """Whether tissue is bright on dark: most of the image and of its rim lie low in its range and in the pixel type's.
+
+    ``full_range`` is the largest value of the pixel type. 12-bit cameras fill little of a 16-bit type, so there the image's
+    own bright end counts.
+    """
     low, middle, high = (float(v) for v in np.percentile(grey, (1, 50, 99.5)))
     rim = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     if high - low < 1e-6:
         return False
     rim_level = (float(np.median(rim)) - low) / (high - low)
-    return (middle - low) / (high - low) < DARK_MEDIAN and rim_level < 0.5
+    is_low = (middle - low) / (high - low) < DARK_MEDIAN and rim_level < 0.5
+    return is_low and middle < 0.4 * (full_range if full_range <= 255 else max(high, 0.05 * full_range))
+
+
+def full_range_of(pixels: NDArray[Any]) -> float:
+    """Largest value of the pixel type; of float pixels the largest that there is."""
+    return float(pixels.max()) if pixels.dtype.kind == "f" else float(np.iinfo(pixels.dtype).max)
 
 
 def estimate_background(pixels: NDArray[Any], inverted: bool) -> tuple[float, ...]:
@@ -196,7 +206,7 @@ def find_tissue(pixels: NDArray[Any], parameters: TissueParameters | None = None
     Holes inside the tissue (ventricles, vessels) belong to the mask. The mask may be empty.
     """
     limits = parameters or TissueParameters()
-    inverted = is_dark_slide(pixels.mean(axis=-1, dtype=np.float32))
+    inverted = is_dark_slide(pixels.mean(axis=-1, dtype=np.float32), full_range_of(pixels))
     least = limits.min_contrast_dark if inverted else limits.min_contrast
     scale = max(1.0, max(pixels.shape[:2]) / 300)
     # nuclei on black stand apart: they have to run together before anything is opened

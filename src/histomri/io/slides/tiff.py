@@ -26,7 +26,7 @@ from histomri.io.slides.base import (
 )
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-CACHE_BYTES = 128 << 20
+CACHE_BYTES = 48 << 20
 MAX_SEGMENT_PX = 1 << 28
 PER_MM = {2: 1 / 25.4, 3: 0.1, 4: 1.0, 5: 1000.0}
 UNIT_MM = {"nm": 1e-6, "µm": 1e-3, "μm": 1e-3, "um": 1e-3, "micron": 1e-3, "mm": 1.0, "cm": 10.0, "m": 1000.0, "inch": 25.4}

@@ -1,0 +1,138 @@
+"""The tissue mask: drawn slides with every trap, and BigBrain against its section masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from histomri.kernels.tissue import find_tissue
+
+
+def glass(shape: tuple[int, int] = (300, 400), level: int = 240, seed: int = 0) -> Any:
+    """An empty slide with noise, (y, x, 3) uint8."""
+    noise = np.random.default_rng(seed).normal(level, 1.5, (*shape, 3))
+    return np.clip(noise, 0, 255).astype(np.uint8)
+
+
+def ellipse(shape: tuple[int, ...], centre: tuple[int, int] = (200, 150), axes: tuple[int, int] = (110, 80)) -> Any:
+    """A filled ellipse, bool (y, x); ``centre`` and ``axes`` as (x, y)."""
+    return cv2.ellipse(np.zeros(shape[:2], np.uint8), centre, axes, 20, 0, 360, 1, -1).astype(bool)
+
+
+def stained(slide: Any, where: Any, colour: tuple[int, int, int] = (190, 120, 170)) -> Any:
+    """The slide with the region in a stain's colour, textured."""
+    texture = np.random.default_rng(1).normal(0, 12, (*where.shape, 1))
+    return np.where(where[..., None], np.clip(np.array(colour) + texture, 0, 255), slide).astype(np.uint8)
+
+
+def dice(a: Any, b: Any) -> float:
+    """Overlap of two masks."""
+    return float(2 * (a & b).sum() / (a.sum() + b.sum()))
+
+
+@pytest.mark.parametrize("colour", [(190, 120, 170), (120, 110, 190), (226, 222, 226), (225, 190, 215)])
+def test_stained_and_pale_tissue_is_found(colour: tuple[int, int, int]) -> None:
+    truth = ellipse((300, 400))
+    tissue = find_tissue(stained(glass(), truth, colour))
+    assert dice(tissue.mask, truth) > 0.97
+    assert not tissue.inverted and np.allclose(tissue.background, 240, atol=2)
+
+
+def test_handwriting_slide_edges_and_dust_stay_out() -> None:
+    truth = ellipse((300, 400))
+    slide = stained(glass(), truth)
+    traps = slide.copy()
+    cv2.putText(traps, "2543", (335, 30), cv2.FONT_HERSHEY_SCRIPT_SIMPLEX, 0.8, (10, 10, 10), 2)
+    cv2.putText(traps, "x7", (5, 290), cv2.FONT_HERSHEY_SCRIPT_SIMPLEX, 1.0, (30, 20, 90), 3)
+    cv2.line(traps, (0, 12), (399, 4), (150, 150, 150), 1)
+    cv2.line(traps, (8, 0), (14, 299), (120, 120, 120), 2)
+    traps[:, 394:] = 205
+    for x, y in ((40, 60), (350, 220), (60, 250)):
+        cv2.circle(traps, (x, y), 2, (60, 60, 60), -1)
+    traps[truth] = slide[truth]
+    mask = find_tissue(traps).mask
+    assert dice(mask, truth) > 0.97
+    assert (mask & ~cv2.dilate(truth.astype(np.uint8), np.ones((7, 7))).astype(bool)).sum() == 0
+
+
+def test_a_frame_of_slide_edges_does_not_make_the_glass_tissue() -> None:
+    truth = ellipse((300, 400), axes=(60, 40))
+    slide = stained(glass(), truth)
+    cv2.rectangle(slide, (10, 10), (390, 290), (100, 100, 100), 2)
+    assert dice(find_tissue(slide).mask, truth) > 0.97
+
+
+def test_ventricles_belong_to_the_mask_and_open_sulci_do_not() -> None:
+    outline = ellipse((300, 400))
+    ventricle = ellipse((300, 400), axes=(25, 15))
+    sulcus = np.zeros_like(outline)
+    sulcus[:110, 190:205] = True
+    mask = find_tissue(stained(glass(), outline & ~ventricle & ~sulcus)).mask
+    assert mask[ventricle].all()
+    assert mask[70:100, 194:201].sum() == 0
+
+
+def test_fluorescence_on_black_in_16_bit() -> None:
+    truth = ellipse((300, 400))
+    rng = np.random.default_rng(0)
+    pixels = rng.normal(100, 5, (300, 400, 1))
+    nuclei = (rng.random((300, 400, 1)) < 0.2) & truth[..., None]
+    pixels = np.clip(pixels + 60 * truth[..., None] + 3000 * nuclei, 0, 65535).astype(np.uint16)
+    tissue = find_tissue(pixels)
+    assert tissue.inverted and abs(tissue.background[0] - 100) < 8
+    assert dice(tissue.mask, truth) > 0.93
+
+
+def test_an_empty_slide_holds_no_tissue() -> None:
+    assert find_tissue(glass()).mask.sum() == 0
+    assert find_tissue(np.full((47, 54, 1), 255, np.uint8)).mask.sum() == 0
+    assert find_tissue(np.zeros((47, 54, 1), np.uint16)).mask.sum() == 0
+
+
+def test_a_slide_full_of_tissue_is_not_taken_for_glass() -> None:
+    truth = np.ones((300, 400), bool)
+    truth[:40, :60] = False
+    assert dice(find_tissue(stained(glass(), truth)).mask, truth) > 0.95
+
+
+@pytest.fixture(scope="module")
+def bigbrain(shared_data: Path) -> dict[int, tuple[Any, Any]]:
+    """Every 24th section with its truth; eight truth masks that are visibly wrong lie between."""
+    folder = shared_data / "bigbrain"
+    pairs = {}
+    for number in range(4, 362, 24):
+        name = f"slice_{number:03d}.png"
+        images = [cv2.imread(str(folder / part / name), cv2.IMREAD_GRAYSCALE) for part in ("sections", "truth/section_masks")]
+        if all(image is not None for image in images):
+            pairs[number] = (images[0], images[1] > 0)
+    return pairs
+
+
+def test_bigbrain_masks_agree_with_the_published_ones(bigbrain: dict[int, tuple[Any, Any]]) -> None:
+    overlaps = {n: dice(find_tissue(image[..., None]).mask, truth) for n, (image, truth) in bigbrain.items()}
+    assert len(overlaps) >= 14
+    assert np.median(list(overlaps.values())) >= 0.97, overlaps
+    assert min(overlaps.values()) >= 0.9, overlaps
+
+
+@pytest.mark.parametrize(
+    ("number", "box"),
+    [
+        (1, (0.0, 0.3, 0.0, 0.3)),
+        (98, (0.65, 0.85, 0.93, 1.0)),
+        (99, (0.65, 0.85, 0.93, 1.0)),
+        (104, (0.05, 0.15, 0.93, 1.0)),
+        (127, (0.68, 0.82, 0.92, 1.0)),
+    ],
+)
+def test_bigbrain_handwriting_is_not_tissue(shared_data: Path, number: int, box: tuple[float, ...]) -> None:
+    """The boxes, as shares of height and width, were looked at: all that is dark in them is handwriting."""
+    image = cv2.imread(str(shared_data / "bigbrain" / "sections" / f"slice_{number:03d}.png"), cv2.IMREAD_GRAYSCALE)
+    mask = find_tissue(image[..., None]).mask
+    top, bottom, left, right = (round(share * n) for share, n in zip(box, np.repeat(image.shape, 2), strict=True))
+    assert (image[top:bottom, left:right] < 120).sum() > 10
+    assert mask[top:bottom, left:right].sum() == 0
