@@ -3,19 +3,20 @@
 from histomri.evaluation.acceptance import Evidence, Flag, Thresholds, flag_sections
 from histomri.evaluation.overlap import best_threshold, dice, local_ncc, nmi
 from histomri.evaluation.planes import plane_grid, section_on_plane, volume_on_plane
-from histomri.evaluation.regularity import TransformParts, contour_roughness, folding_area, transform_parts
+from histomri.evaluation.regularity import Deformation, TransformParts, contour_roughness, deformation, transform_parts
 from histomri.evaluation.summary import robust_z, summarise
 
 __all__ = [
+    "Deformation",
     "Evidence",
     "Flag",
     "Thresholds",
     "TransformParts",
     "best_threshold",
     "contour_roughness",
+    "deformation",
     "dice",
     "flag_sections",
-    "folding_area",
     "local_ncc",
     "nmi",
     "plane_grid",

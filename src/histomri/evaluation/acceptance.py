@@ -33,7 +33,7 @@ class Evidence:
 
     ``sheet_status`` and ``ingest_status`` are the words of the sections' sheet and of ingest's manifest; ``density`` is
     the median staining of the tissue and ``background`` the brightness of the glass (1 = white); ``folding`` is the
-    folded share of the tissue; ``remarks`` are flags of earlier stages.
+    folded share of the tissue and ``strain`` how much its deformation changes areas; ``remarks`` are flags of earlier stages.
     """
 
     section: str
@@ -48,6 +48,7 @@ class Evidence:
     nmi_before: float = NAN
     nmi_after: float = NAN
     folding: float = 0.0
+    strain: float = NAN
     neighbours: NeighbourEvidence = field(default_factory=NeighbourEvidence)
     parts: TransformParts | None = None
     remarks: tuple[str, ...] = ()
@@ -63,7 +64,7 @@ class Thresholds:
     min_confidence: float = 0.2
     max_folding: float = 0.0
     max_nmi_loss: float = 0.01
-    min_missing: float = 0.01
+    min_missing: float = 0.008
     min_extra: float = 0.04
     min_blotch: float = 0.08
     min_stain_change: float = 0.25
@@ -137,7 +138,7 @@ _RULES = (
         "missing_tissue",
         lambda e: e.neighbours.missing,
         1,
-        0.004,
+        0.002,
         "min_missing",
         "{value:.1%} of the tissue that its neighbours have is missing (peers {peers:.1%}): torn, cracked or lost",
         same_stain=True,
@@ -189,6 +190,14 @@ _RULES = (
     _OutlierRule("scale", _log_size, 1, 0.015, 0.06, "larger than its peers (ratio {ratio:.2f})"),
     _OutlierRule("scale", _log_size, -1, 0.015, 0.06, "smaller than its peers (ratio {ratio:.2f})"),
     _OutlierRule("stretch", _log_stretch, 1, 0.015, 0.06, "more stretched than its peers (ratio {ratio:.2f})"),
+    _OutlierRule(
+        "strain",
+        lambda e: e.strain,
+        1,
+        0.03,
+        0.15,
+        "deformed more than its peers (change of area {value:.2f}, peers {peers:.2f})",
+    ),
     _OutlierRule("shear", _shear, 1, 0.015, 0.06, "sheared by {value:.2f} (peers {peers:.2f})"),
 )
 

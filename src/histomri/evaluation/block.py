@@ -16,7 +16,7 @@ from histomri.core import Grid, Image
 from histomri.evaluation.neighbours import NeighbourEvidence, PlacedSection, compare
 from histomri.evaluation.overlap import best_threshold, dice, nmi
 from histomri.evaluation.planes import Float32, Mask, section_on_plane, volume_on_plane
-from histomri.evaluation.regularity import contour_roughness, folding_area
+from histomri.evaluation.regularity import Deformation, contour_roughness, deformation
 from histomri.transforms import Affine
 from histomri.transforms.placement import Placement, Placements
 
@@ -55,14 +55,14 @@ class SectionMeasures:
     mask_dice: float = float("nan")
     nmi_before: float = float("nan")
     nmi_after: float = float("nan")
-    folded_px: int = 0
+    deformation: Deformation = field(default_factory=Deformation)
     tissue_px: int = 0
     neighbours: NeighbourEvidence = field(default_factory=NeighbourEvidence)
 
     @property
     def folding(self) -> float:
         """Folded share of the tissue."""
-        return self.folded_px / max(self.tissue_px, 1)
+        return self.deformation.folded_px / max(self.tissue_px, 1)
 
 
 def thinned(volume: Image, voxels: int) -> Image:
@@ -132,7 +132,7 @@ class BlockMeasurer:
             mask_dice=overlap,
             nmi_before=nmi_before,
             nmi_after=nmi_after,
-            folded_px=folding_area(self.placements.sections[s.id], self.grid, s.mask),
+            deformation=deformation(self.placements.sections[s.id], self.grid, s.mask),
             tissue_px=int(s.mask.sum()),
             neighbours=compare(self.sections, i, reach, None, plane[1] if plane else None),
         )

@@ -50,18 +50,29 @@ def transform_parts(affine: Affine) -> TransformParts:
     )
 
 
-def folding_area(placement: Placement, grid: Grid, tissue: Mask) -> int:
-    """Pixels of tissue on the block's plane where the section's deformation folds.
+@dataclass(frozen=True)
+class Deformation:
+    """What a section's deformation does to its tissue: pixels that it folds, and ``strain``, the 99th percentile of the
+    absolute logarithm of its local change of area (0 for none)."""
+
+    folded_px: int = 0
+    strain: float = 0.0
+
+
+def deformation(placement: Placement, grid: Grid, tissue: Mask) -> Deformation:
+    """The deformation of a section over its tissue on the grid of its block's plane.
 
     A pixel folds where the triangle of its mapped centre and those of the next pixel in y and in x has no positive area:
     the sign of the Jacobian determinant of the map as it is applied, between the nodes of its field too.
     """
-    if placement.field is None:
-        return 0
+    inside = tissue[:-1, :-1]
+    if placement.field is None or not inside.any():
+        return Deformation()
     mapped = placement.field.map(grid.points())
     down, right = np.diff(mapped, axis=0)[:, :-1], np.diff(mapped, axis=1)[:-1]
-    area = down[..., 0] * right[..., 1] - down[..., 1] * right[..., 0]
-    return int(((area <= 0) & tissue[:-1, :-1]).sum())
+    area = (down[..., 0] * right[..., 1] - down[..., 1] * right[..., 0])[inside] / np.prod(grid.spacing_mm)
+    strain = np.abs(np.log(np.maximum(area, 1e-3)))
+    return Deformation(int((area <= 0).sum()), float(np.percentile(strain, 99)))
 
 
 def _perimeter(mask: Mask) -> float:

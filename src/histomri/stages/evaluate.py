@@ -50,7 +50,7 @@ class EvaluateSettings:
     min_confidence: float = 0.2
     max_folding: float = 0.0
     max_nmi_loss: float = 0.01
-    min_missing: float = 0.01
+    min_missing: float = 0.008
     min_extra: float = 0.04
     min_blotch: float = 0.08
     min_stain_change: float = 0.25
@@ -173,6 +173,7 @@ def _evidence(s: Section, block: PlacedBlock, manifest: SectionManifest | None, 
         nmi_before=measures.nmi_before,
         nmi_after=measures.nmi_after,
         folding=measures.folding,
+        strain=measures.deformation.strain,
         neighbours=measures.neighbours,
     )
 
@@ -199,6 +200,7 @@ def _section_row(s: Section, e: Evidence, flags: tuple[Flag, ...], manifest: Sec
         "nmi_before": e.nmi_before,
         "nmi_after": e.nmi_after,
         "folding": e.folding if e.placed else NAN,
+        "strain": e.strain,
         "neighbour_similarity": near.similarity,
         "neighbour_overlap": near.overlap,
         "missing_tissue": near.missing,
@@ -281,7 +283,7 @@ def _quality(measures: Sequence[SectionMeasures]) -> dict[str, Any]:
     return {
         "mask_dice": {k: overlap[k] for k in ("n", "median", "mean", "p10")} if overlap["n"] else None,
         "nmi": {"before": before, "after": after} if after is not None else None,
-        "folding_fraction": sum(m.folded_px for m in measures) / tissue if tissue else 0.0,
+        "folding_fraction": sum(m.deformation.folded_px for m in measures) / tissue if tissue else 0.0,
     }
 
 
