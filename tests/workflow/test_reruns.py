@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from histomri.core import Stack
 from histomri.io.config import Study, load_study
@@ -148,11 +146,3 @@ def test_a_section_that_is_excluded_redoes_its_block_and_no_ingest(study: Path, 
     jobs = set(workflow.run(study / "config.yaml", "--dry-run").jobs)
     assert jobs >= AFTER_STACK
     assert not {job for job in jobs if job.startswith(("ingest_section:", "blockface_volume:"))}
-
-
-def test_without_a_section_key_nothing_else_is_asked(study: Path, workflow: Any, tmp_path: Path, sheets: Callable[..., Path]):
-    """A study's jobs belong to its own folder: another study beside it has its own."""
-    other = sheets({"block": True})
-    assert yaml.safe_load(other.read_text())["output"] == "out"
-    assert workflow.run(other, "--dry-run").jobs
-    assert not (study / "out" / "sections" / "block0.ome.zarr").exists()

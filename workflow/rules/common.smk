@@ -1,6 +1,8 @@
 """The study, and what rules ask about it: which files a job needs, and what else it depends on."""
 
 import os
+import re
+import shlex
 import sys
 from dataclasses import replace
 from functools import cache
@@ -13,7 +15,14 @@ from histomri.core.errors import HistomriError, InputError, Problem
 from histomri.io.config import STAGES, Study, default_config, load_study
 from histomri.io.fingerprint import code_fingerprint, file_fingerprint
 from histomri.io.lock import hold_run as hold_run_of
+from histomri.io.resources import PACKAGE
 from histomri.io.sheets import block_to_dict, section_to_dict
+from histomri.stages.grids import grid_entry, grid_names, grid_problems
+
+# jobs use the histomri of this process, in an environment of --sdm conda too, which has no histomri of its own; beside an installed one
+# lie other packages, and Snakemake makes those known to its jobs itself
+if PACKAGE.parent.name == "src":
+    shell.prefix(f"export PYTHONPATH={shlex.quote(os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get('PYTHONPATH')])]))}; ")
 
 SCRIPTS = Path(workflow.basedir) / "workflow" / "scripts"
 # what only ingest and blockface read of a section's row; a change of it reaches the later stages through the manifests
@@ -63,6 +72,8 @@ def check_files(study):
         for f in (b.mri, b.mri_mask)
         if f and not f.is_file()
     ]
+    for what in grid_problems(study.stage("resample")["grids"]):
+        problems.append(Problem("config, key resample.grids", what, "give each grid a name of its own"))
     if study.landmarks and not study.landmarks.is_file():
         problems.append(Problem("config, key landmarks", f"there is no file {study.landmarks}", "correct the path"))
     if problems:
@@ -227,8 +238,6 @@ def final_placements(block_id):
 
 def any_of(values):
     """A wildcard constraint: exactly these values, whatever characters they hold."""
-    import re
-
     return "|".join(map(re.escape, sorted(values))) or "(?!)"
 
 
@@ -239,12 +248,12 @@ def landmarks():
 
 def grids(block_id):
     """The names of the grids that a block's volumes are made on."""
-    return list(STUDY.stage("resample")["grids"])
+    return grid_names(STUDY.stage("resample")["grids"], STUDY.has_mri(block_id))
 
 
 def resample_settings(grid):
     """The settings of the stage with this grid alone, so that another grid's change leaves this one's volumes."""
-    return {**settings("resample"), "grids": {grid: STUDY.stage("resample")["grids"][grid]}}
+    return {**settings("resample", "max_memory_mb"), "grids": [grid_entry(STUDY.stage("resample")["grids"], grid)]}
 
 
 def volume_keys():
@@ -296,3 +305,4 @@ wildcard_constraints:
     block=any_of(BLOCKS),
     batch=r"\d+",
     stain=any_of({s.stain for s in USED.values()}),
+    grid=any_of({grid for block, stain, grid in volume_keys()}),

@@ -24,7 +24,9 @@ rule resample_volume:
         "benchmarks/resample/{block}/{stain}_in_{grid}.tsv"
     threads: 8
     resources:
-        mem_mb=lambda w, attempt: grown(attempt, 4000, 10, len(manifests(w.block, w.stain))),
+        mem_mb=lambda w, attempt: grown(attempt, 1500 + STUDY.stage("resample")["max_memory_mb"]),
+        # not among the params: it changes no result
+        max_memory_mb=STUDY.stage("resample")["max_memory_mb"],
         runtime=lambda w: 120 + 2 * len(manifests(w.block, w.stain)),
     conda:
         "../../envs/histomri.yaml"

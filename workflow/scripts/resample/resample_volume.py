@@ -15,7 +15,7 @@ with job(snakemake):
         Path(snakemake.input.placements),
         snakemake.wildcards.grid,
         snakemake.wildcards.stain,
-        ResampleSettings(**snakemake.params.settings),
+        ResampleSettings(**snakemake.params.settings, max_memory_mb=snakemake.resources.max_memory_mb),
         Path(snakemake.output.store),
         Path(snakemake.output.nifti),
         Path(snakemake.output.coverage),
