@@ -185,11 +185,7 @@ class TiffSlide(Slide):
             raise problem(path, "has palette colours", "export it as RGB")
         if page.imagedepth > 1:
             raise problem(path, "is a volume, not a slide", "export one plane")
-        rows, columns = (
-            page.chunks[-3:-1]
-            if len(page.chunks) >= 3 and page.planarconfig == 1 and page.samplesperpixel > 1
-            else (page.chunks[-2:])
-        )
+        rows, columns = self._tile_shape()
         if rows * columns > MAX_SEGMENT_PX:
             what = f"is stored as strips of {columns} x {rows} pixels, too much to decode at once"
             raise problem(path, what, "convert it to a tiled TIFF")
