@@ -137,14 +137,19 @@ def accumulate(sums: Float32, start: NDArray[np.int64], to_block: Float, plane: 
     _accumulate(sums, start, to_block, plane, source)
 
 
+def _snapped_all(values: Float) -> Float:
+    nearest = np.floor(values + 0.5)
+    return np.where(np.abs(values - nearest) < SNAP, nearest, values)
+
+
 def weight_reference(z: Float, plane: PlaneWeight) -> Float:
     """The weight w(z) of a section's plane, readable."""
     distance = np.abs(z - plane.position)
     gap = np.where(z > plane.position, plane.after - plane.position, plane.position - plane.before)
-    share = 1 - distance / gap
+    share = 1 - _snapped_all(distance / gap)
     if plane.nearest:
         share = ((share > 0.5) | ((share == 0.5) & (z > plane.position))).astype(float)
-    return np.where(gap > plane.max_gap, (distance <= plane.half_spacing).astype(float), np.maximum(share, 0))
+    return np.where(gap > plane.max_gap, (distance <= plane.half_spacing * (1 + SNAP)).astype(float), np.maximum(share, 0))
 
 
 def _bilinear(values: NDArray[Any], index: Float) -> Float:
@@ -169,7 +174,7 @@ def accumulate_reference(
     if source.field.size:
         nodes = (plane_mm - source.field_frame[0]) / source.field_frame[1]
         plane_mm = plane_mm + _bilinear(source.field, nodes)
-    q = plane_mm @ source.to_index[:, :2].T + source.to_index[:, 2]
+    q = _snapped_all(plane_mm @ source.to_index[:, :2].T + source.to_index[:, 2])
     inside = ((q >= -0.5) & (q <= source.shape - 0.5)).all(-1)
     q = np.clip(q, 0, source.shape - 1)
     q = np.floor(q + 0.5) if source.nearest else q
@@ -179,7 +184,7 @@ def accumulate_reference(
 
 
 def needed_box(corners: Float, source: SectionSource) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First and last + 1 pixel (y, x) that a tile spanned by ``corners``, (n, 3) in the block, can ask for; none: last <= first."""
+    """First and last + 1 pixel (y, x) that a tile of ``corners``, (n, 3) in the block, can ask for; none: last <= first."""
     low, high = corners[:, 1:].min(0), corners[:, 1:].max(0)
     if source.field.size:
         nodes = (np.stack([low, high]) - source.field_frame[0]) / source.field_frame[1]

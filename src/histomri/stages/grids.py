@@ -22,9 +22,11 @@ def grid_names(entries: Sequence[GridEntry], has_mri: bool) -> list[str]:
 
 
 def grid_entry(entries: Sequence[GridEntry], name: str) -> GridEntry:
-    """The entry of that name; ``mri`` stands for ``block``. Raises ``KeyError`` where there is none."""
+    """The entry of that name; the names that have a meaning need no entry. Raises ``KeyError`` where there is none."""
+    if name in RESERVED:
+        return name
     for entry in entries:
-        if grid_name(entry) == name or (name == "block" and entry == "mri"):
+        if grid_name(entry) == name:
             return entry
     raise KeyError(f"No grid is named {name!r} in resample.grids.")
 

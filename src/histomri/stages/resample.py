@@ -194,7 +194,7 @@ def _grid(
     space = f"block:{block.id}"
     if entry == "sections":
         grid = _block_grid(sections, min((s.spacing_mm for s in sections), default=1.0))
-    elif block.mri is None or placements.mri_to_block is None:
+    elif entry == "block" or block.mri is None or placements.mri_to_block is None:
         grid = _block_grid(sections, _default_in_plane_mm(sections, settings))
         if not isinstance(entry, str):
             grid = grid.with_spacing(entry["spacing_mm"])
@@ -336,8 +336,8 @@ def resample_volume(
     """Interpolate the sections of a stain once, from their pixels to a grid, and write the volume and its coverage.
 
     Between two sections up to ``max_gap_spacings`` apart their values are blended by distance; elsewhere a section fills half of
-    its spacing. Coverage is 1 where the nearer section's image holds the voxel, 0 (and value 0) elsewhere. Without an MRI the grid
-    ``mri`` is the block's own. ``manifest`` is written last.
+    its spacing. Coverage is 1 where the nearer section's image holds the voxel, 0 (and value 0) elsewhere. Without an MRI the
+    grid ``mri`` is the block's own. ``manifest`` is written last.
     """
     record = read_placements(placements)
     plan = plan_volume(sections, manifests, block, record, (grid_name, stain), settings)
