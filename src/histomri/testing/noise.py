@@ -1,4 +1,8 @@
-"""Gradient noise from a hash of the lattice: it can be evaluated anywhere, at any pixel size, and needs no table."""
+"""Gradient noise from a hash of the lattice: it can be evaluated anywhere, at any pixel size, and needs no table.
+
+numba's cache looks only at the file of the function that it compiled last: after an edit here, remove ``__pycache__``, or the
+kernels of the other modules keep the old noise.
+"""
 
 from __future__ import annotations
 
