@@ -21,7 +21,7 @@ _M = np.uint64(0xFF51AFD7ED558CCD)
 _STEP, _HALF, _LAST = np.uint64(16), np.uint64(32), np.uint64(48)
 _FIELD = np.uint64(0xFFFF)
 _UNIT = 1.0 / 65535.0
-MEAN_SPECKLE = 0.19
+MEAN_SPECKLE = 0.2
 _GAIN = 2.4 / 65535.0
 
 
@@ -96,10 +96,13 @@ def speckle(z: float, y: float, x: float, cell_mm: float, finest_mm: float, seed
     sharp = min(1.0, 2.0 - 4.0 * finest_mm / cell_mm)
     if sharp <= 0.0:
         return MEAN_SPECKLE
-    qz, qy, qx = math.floor(z / cell_mm), math.floor(y / cell_mm), math.floor(x / cell_mm)
+    qy, qx = math.floor(y / cell_mm), math.floor(x / cell_mm)
+    # each column of cubes starts at a height of its own, so that every plane cuts as many cells
+    height = z / cell_mm + bits(hash3(0, int(qy), int(qx), seed + 1), 0)
+    qz = math.floor(height)
     h = hash3(int(qz), int(qy), int(qx), seed)
     radius = 0.22 + 0.16 * bits(h, 3)
-    dz = z / cell_mm - qz - 0.2 - 0.6 * bits(h, 2)
+    dz = height - qz - 0.5
     dy = y / cell_mm - qy - radius - (1 - 2 * radius) * bits(h, 0)
     dx = x / cell_mm - qx - radius - (1 - 2 * radius) * bits(h, 1)
     distance = math.sqrt(0.4 * dz * dz + dy * dy + dx * dx)
