@@ -104,6 +104,19 @@ def _add(sums, y, x, w, source):  # type: ignore[no-untyped-def]  # pragma: no c
     sums[channels] += np.float32(w)
 
 
+@numba.njit(cache=True)
+def _columns(first, step, width, plane):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """Columns of a row that the plane may reach, the row's position being ``first + step * column``; a few too many."""
+    low = plane.before if plane.position - plane.before <= plane.max_gap else plane.position - plane.half_spacing * 1.001
+    high = plane.after if plane.after - plane.position <= plane.max_gap else plane.position + plane.half_spacing * 1.001
+    if abs(step) * width < SNAP:
+        return 0, (width if low - 2 * SNAP <= first <= high + 2 * SNAP else 0)
+    a, b = (low - first) / step, (high - first) / step
+    # clipped before they become whole numbers, since they may be infinite
+    start, stop = max(min(a, b) - 2.0, 0.0), min(max(a, b) + 3.0, float(width))
+    return (int(start), int(stop)) if start < stop else (0, 0)
+
+
 @numba.njit(parallel=True, cache=True)
 def _accumulate(sums, start, to_block, plane, source):  # type: ignore[no-untyped-def]  # pragma: no cover
     depth, height, width, _ = sums.shape
@@ -112,7 +125,9 @@ def _accumulate(sums, start, to_block, plane, source):  # type: ignore[no-untype
     for row in numba.prange(depth * height):
         k, j = row // height, row % height
         z, y = float(k + start[0]), float(j + start[1])
-        for i in range(width):
+        row_start = a[0, 0] * z + a[0, 1] * y + a[0, 2] * start[2] + a[0, 3]
+        begin, end = _columns(row_start, a[0, 2], width, plane)
+        for i in range(begin, end):
             x = float(i + start[2])
             w = _weight(a[0, 0] * z + a[0, 1] * y + a[0, 2] * x + a[0, 3], plane)
             if w <= 0.0:
