@@ -116,9 +116,18 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("workflow") / "tiny"
     phantom.make(folder, phantom.TINY)
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    # several batches of pairs, so that a rerun can leave some of them alone
     config["output"] = "out"
-    config["stack"] = {**config.get("stack", {}), "batch": 4}
+    # several batches of pairs, so that a rerun can leave some of them alone
+    config["stack"] = {"batch": 2}
+    # what a run finds does not matter here, how long it takes does
+    config["mri"] = {
+        "rotations": 100,
+        "candidates": 2,
+        "work_px": 80,
+        "volume_px": 48,
+        "affine_sweeps": 1,
+        "deformable_sweeps": 0,
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     return folder
 
@@ -174,7 +183,7 @@ def sheets(tmp_path: Path) -> Callable[..., Path]:
         rows = [f"{b}\t{'mri.nii.gz' if has_mri else ''}" for b, has_mri in blocks.items()]
         (tmp_path / "blocks.tsv").write_text("\n".join(["block\tmri", *rows]) + "\n")
         config = tmp_path / "config.yaml"
-        config.write_text("study: modes\nsections: sections.tsv\nblocks: blocks.tsv\noutput: out\nstack: {reach: 2, batch: 4}\n")
+        config.write_text("study: modes\nsections: sections.tsv\nblocks: blocks.tsv\noutput: out\nstack: {reach: 2, batch: 2}\n")
         return config
 
     return write

@@ -19,7 +19,7 @@ ALWAYS = {"mri_transforms": 1, "evaluate": 1, "report": 1, "provenance": 1}
 
 def batches() -> int:
     sections = tuple(Section(str(i), None, i * 0.5, status="missing" if i == 2 else "ok") for i in range(SECTIONS))
-    return len(plan_pairs(sections, 2, 4))
+    return len(plan_pairs(sections, 2, 2))
 
 
 @pytest.mark.parametrize("blockface", [False, True], ids=["no photographs", "photographs"])
@@ -38,17 +38,16 @@ def test_no_mode_plans_a_job_too_many_or_too_few(
     outcome = workflow.run(sheets(blocks, stains, blockface), "--dry-run")
     assert outcome.status == 0, outcome.text
     counts = Counter(job.partition(":")[0] for job in outcome.jobs)
-    volumes = counts.pop("resample_volume", 0)
     with_mri = sum(blocks.values())
     expected = Counter(ALWAYS)
     expected["ingest_section"] = USED * len(blocks)
     expected["stack_edges"] = batches() * len(blocks)
     expected["stack_solve"] = len(blocks)
+    # without an MRI the volumes lie on the block's own grid
+    expected["resample_volume"] = len(stains) * len(blocks)
     expected["mri_pose"] = expected["mri_refine"] = with_mri
     expected["blockface_volume"] = expected["blockface_place"] = len(blocks) if blockface else 0
     assert counts == +expected
-    assert volumes >= len(stains) * with_mri
-    assert volumes % len(stains) == 0
 
 
 def test_a_lost_section_is_not_ingested_but_its_photograph_is_used(workflow: Any, sheets: Callable[..., Path]):
