@@ -29,6 +29,7 @@ DESCRIPTION = """\
 Brings LABELS, a volume on any grid in the MRI's world, onto a section's image: exactly as wide and high as the level, one
 channel, integer values unchanged, 0 outside. OUT is a PNG (whole numbers from 0 to 65535) or a tiled TIFF."""
 TILE_PX = 2048
+STRIP_PX = 512
 FIRST_STEP = 64
 PNG_MAX = 65535
 TIFFS = (".tif", ".tiff")
@@ -63,10 +64,10 @@ class Transfer:
     dtype: np.dtype[Any]
 
     def strips(self) -> Iterator[NDArray[Any]]:
-        """The output, (y, x), as strips of 2048 rows: no more than one is held."""
+        """The output, (y, x), as strips of 512 rows: no more than one is held."""
         height, width = self.grid.shape
-        for top in range(0, height, TILE_PX):
-            rows = min(TILE_PX, height - top)
+        for top in range(0, height, STRIP_PX):
+            rows = min(STRIP_PX, height - top)
             tiles = [self._tile(top, left, rows, min(TILE_PX, width - left)) for left in range(0, width, TILE_PX)]
             yield np.concatenate(tiles, axis=1)
 
