@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from histomri.evaluation.neighbours import NeighbourEvidence
 from histomri.evaluation.regularity import TransformParts
-from histomri.evaluation.summary import peer_median, robust_z
+from histomri.evaluation.summary import peer_trend, robust_z
 
 Float = NDArray[np.float64]
 NAN = float("nan")
@@ -208,7 +208,7 @@ def _outliers(rule: _OutlierRule, evidence: Sequence[Evidence], t: Thresholds) -
     if np.isfinite(values).sum() < 4:
         return {}
     sigmas = robust_z(values, t.peer_window, rule.floor)
-    differences = values - peer_median(values, t.peer_window)
+    differences = values - peer_trend(values, t.peer_window)
     least = getattr(t, rule.least) if isinstance(rule.least, str) else rule.least
     found = (rule.side * sigmas > t.outlier_z) & (rule.side * differences > least)
     return {
@@ -252,8 +252,11 @@ def _absolute_flags(e: Evidence, t: Thresholds) -> list[Flag]:
 
 
 def _rotation_flags(evidence: Sequence[Evidence], t: Thresholds) -> dict[str, Flag]:
-    """Sections turned against their peers, in a stack that is mounted evenly; where more than a tenth jump, mounting is free."""
-    turns = np.array([e.parts.rotation_deg if e.placed and e.parts else NAN for e in evidence])
+    """Sections turned against their peers, in a stack that is mounted evenly; where more than a tenth jump, mounting is free.
+
+    Mirrored sections are left out: one turned over has no rotation that could be compared.
+    """
+    turns = np.array([e.parts.rotation_deg if e.placed and e.parts and not e.parts.mirrored else NAN for e in evidence])
     known = np.isfinite(turns)
     if known.sum() < 10:
         return {}

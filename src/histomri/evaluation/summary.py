@@ -26,27 +26,39 @@ def summarise(values: ArrayLike) -> dict[str, float | int | None]:
     }
 
 
-def peer_median(values: ArrayLike, window: int) -> Float:
-    """The median of the ``window`` finite values on either side of each value, itself left out; NaN without any."""
+def peer_trend(values: ArrayLike, window: int) -> Float:
+    """What the ``window`` finite values on either side of each value, itself left out, make one expect; NaN without any.
+
+    The line through them by the median of slopes (Theil and Sen), which up to a quarter of bad peers cannot bend, and
+    which at the ends, with peers on one side only, follows a drift where their median would lag behind. Below five peers
+    it is their median.
+    """
     v = np.asarray(values, float)
     known = np.flatnonzero(np.isfinite(v))
     out = np.full(len(v), np.nan)
     for i in range(len(v)):
         near = np.concatenate([known[known < i][-window:], known[known > i][:window]])
         if len(near):
-            out[i] = np.median(v[near])
+            out[i] = np.median(v[near] - _slope(near, v[near]) * (near - i))
     return out
 
 
-def robust_z(values: ArrayLike, window: int, floor: float) -> Float:
-    """How many robust standard deviations each value lies above the median of its peers, (n,); NaN stays NaN.
+def _slope(at: NDArray[np.intp], values: Float) -> float:
+    if len(at) < 5:
+        return 0.0
+    first, second = np.triu_indices(len(at), 1)
+    return float(np.median((values[second] - values[first]) / (at[second] - at[first])))
 
-    The peers are the ``window`` values on either side, so that a slow drift along the stack is no outlier. Sigma is
+
+def robust_z(values: ArrayLike, window: int, floor: float) -> Float:
+    """How many robust standard deviations each value lies above what its peers make one expect, (n,); NaN stays NaN.
+
+    The peers are the ``window`` values on either side, so that a drift along the stack is no outlier. Sigma is
     1.4826 times the median absolute difference over all values and at least ``floor`` (in the values' unit), so that a
     nearly constant series does not make outliers of noise.
     """
     v = np.asarray(values, float)
-    difference = v - peer_median(v, window)
+    difference = v - peer_trend(v, window)
     finite = np.abs(difference[np.isfinite(difference)])
     sigma = max(floor, MAD_TO_SIGMA * float(np.median(finite))) if len(finite) else floor
     return np.asarray(difference / sigma, float)
