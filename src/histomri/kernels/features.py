@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from itertools import product
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -22,6 +23,9 @@ def smooth(image: NDArray[np.generic], sigma_px: float) -> Array:
     image = np.asarray(image, np.float32)
     if sigma_px <= 0:
         return image
+    if image.ndim == 2:
+        width = 2 * int(np.ceil(3 * sigma_px)) + 1
+        return cv2.GaussianBlur(image, (width, width), sigma_px, borderType=cv2.BORDER_REPLICATE).astype(np.float32, copy=False)
     out: Array = ndimage.gaussian_filter(image, sigma_px, mode="nearest", truncate=3.0)
     return out
 

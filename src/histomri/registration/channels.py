@@ -10,7 +10,7 @@ from histomri.core import Grid, Image
 from histomri.kernels import features
 from histomri.registration.linear import Channels
 
-MASK_GAIN = {"structure": 0.7, "edges": 0.5}
+MASK_GAIN = {"structure": 1.0, "edges": 0.5}
 
 
 def make_channels(image: Image, mask: Image, kind: str, weight_margin: int = 4) -> Channels:
@@ -27,6 +27,20 @@ def make_channels(image: Image, mask: Image, kind: str, weight_margin: int = 4) 
     # the weight reaches past the tissue, so that a moving image which is larger than the fixed one pays for it
     near = ndimage.binary_dilation(inside, iterations=weight_margin) if inside.any() else inside
     return Channels(image.grid, np.ascontiguousarray(np.concatenate([stack, outline], axis=-1), np.float32), near.astype(np.float32))
+
+
+def match_contrast(fixed: Channels, moving: Channels, warped: NDArray[np.float32]) -> Channels:
+    """The moving channels with their texture scaled by its regression slope on the fixed one, ``a = <f, m> / <m, m>``, in 0.2 to 1.
+
+    ``warped`` is the moving image on the fixed grid as it lies now. Without the slope, texture that matches only in part is worth
+    less than the zeros outside the tissue, and every registration shrinks the moving image until it vanishes.
+    """
+    weight = fixed.weight[..., None]
+    f, m = fixed.data[..., :-1] * weight, warped[..., :-1] * weight
+    slope = float(np.vdot(f, m)) / max(float(np.vdot(m, m)), 1e-9)
+    data = moving.data.copy()
+    data[..., :-1] *= np.float32(np.clip(slope, 0.2, 1.0))
+    return Channels(moving.grid, data, moving.weight)
 
 
 def _texture(data: NDArray[np.float32], inside: NDArray[np.bool_], kind: str) -> NDArray[np.float32]:

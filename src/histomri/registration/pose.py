@@ -17,7 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from histomri.core import Grid, Image, RegistrationError
 from histomri.kernels.interpolate import sample_3d
-from histomri.registration.channels import make_channels
+from histomri.registration.channels import make_channels, match_contrast
 from histomri.registration.linear import Channels, draw_samples, fit_linear
 from histomri.registration.similarity import nmi
 
@@ -221,10 +221,17 @@ def refine_pose(
         fine_mri = mri.at(spacing)
         for model in models:
             aligned = align_3d(*fine_mri, matrix, fixed.grid)
+            aligned = match_contrast(fixed, aligned, _inner(aligned, fixed.grid))
             matrix = matrix @ fit_linear(samples, aligned, np.eye(4), model, iterations=20).matrix
             if not possible(matrix):
                 return None
     return _judge(stack, mri, matrix, spacings_mm[-1])
+
+
+def _inner(aligned: Channels, grid: Grid) -> NDArray[np.float32]:
+    """The part of an aligned volume that lies on the fixed grid itself."""
+    start = [(n - m) // 2 for n, m in zip(aligned.grid.shape, grid.shape, strict=True)]
+    return aligned.data[tuple(slice(a, a + n) for a, n in zip(start, grid.shape, strict=True))]
 
 
 def align_3d(image: Image, mask: Image, matrix: Float, grid: Grid, margin: int = 6) -> Channels:

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histomri.core import Grid, Image
-from histomri.kernels.interpolate import sample_3d
-from histomri.registration.channels import make_channels
+from histomri.kernels.interpolate import sample_3d, warp_2d
+from histomri.registration.channels import make_channels, match_contrast
 from histomri.registration.deformable import Deformation, fit_deformable
 from histomri.registration.linear import Channels, draw_samples, fit_linear
 from histomri.registration.pair import align, structure_score
@@ -61,6 +61,7 @@ class SliceToVolume:
         self.placements = dict(placements)
         self.block_to_mri = block_to_mri
         self.settings = settings
+        self._kept: dict[str, tuple[Placement, Channels]] = {}
         self.mri_grid = mri[0].grid
         self.mri_data = np.stack([np.asarray(mri[0].data, np.float32), np.asarray(mri[1].data, np.float32)], axis=-1)
         self.mri = Scaled(*mri)
@@ -115,9 +116,13 @@ class SliceToVolume:
         return [v / max(sum(near), 1.0) for v in near]
 
     def section_channels(self, key: str) -> Channels:
-        """Structure channels of a section as it now lies on the block plane."""
-        here = on_plane(self.pixels[key], self.placements[key], self.plane)
-        return make_channels(Image(self.plane, here[..., 0]), Image(self.plane, here[..., 1] >= 0.5), "structure")
+        """Structure channels of a section as it now lies on the block plane; kept until it moves."""
+        placement = self.placements[key]
+        if key not in self._kept or self._kept[key][0] is not placement:
+            here = on_plane(self.pixels[key], placement, self.plane)
+            channels = make_channels(Image(self.plane, here[..., 0]), Image(self.plane, here[..., 1] >= 0.5), "structure")
+            self._kept[key] = (placement, channels)
+        return self._kept[key][1]
 
     def _affine(self, key: str, target: Channels) -> Placement:
         """One affine step of one section; kept only where it scores higher and stays possible."""
@@ -127,6 +132,7 @@ class SliceToVolume:
         before = structure_score(target, moving, np.eye(3))
         if not (target.weight > 0).any() or not moving.weight.any():
             return old
+        moving = self._contrast(target, moving)
         model = "affine" if self._is_large(key) else "rigid"
         step = fit_linear(draw_samples(target, 30_000), moving, np.eye(3), model, iterations=15).matrix
         after = structure_score(target, moving, step)
@@ -134,6 +140,11 @@ class SliceToVolume:
         if after <= before or not self._possible(key, matrix):
             return self._scored(old, before)
         return self._scored(dataclasses.replace(old, affine=Affine(matrix, old.affine.from_space, old.affine.to_space)), after)
+
+    def _contrast(self, target: Channels, moving: Channels) -> Channels:
+        """The moving channels at the contrast that fits the target best."""
+        onto = moving.grid.world_to_index @ self.plane.index_to_world
+        return match_contrast(target, moving, warp_2d(moving.data, onto, (self.plane.shape[0], self.plane.shape[1])))
 
     def _is_large(self, key: str) -> bool:
         """Little tissue cannot determine six parameters."""
@@ -159,7 +170,7 @@ class SliceToVolume:
         if not self._is_large(key):
             return old
         _, moving = align(self.pixels[key].image, self.pixels[key].mask, old.affine.matrix, self.plane)
-        result = fit_deformable(target, moving, np.eye(3), self.settings.deformation)
+        result = fit_deformable(target, self._contrast(target, moving), np.eye(3), self.settings.deformation)
         return dataclasses.replace(old, field=result.field, quality={**old.quality, "deformable": result.status})
 
     def update_pose(self) -> None:
