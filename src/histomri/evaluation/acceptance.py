@@ -90,6 +90,7 @@ class _OutlierRule:
     least: float | str
     reason: str
     same_stain: bool = False
+    strictness: float = 1.0  # of outlier_z; less where ``least`` alone keeps good sections out
 
 
 def _log(value: float) -> float:
@@ -141,7 +142,7 @@ _RULES = (
         0.002,
         "min_missing",
         "{value:.1%} of the tissue that its neighbours have is missing (peers {peers:.1%}): torn, cracked or lost",
-        same_stain=True,
+        strictness=0.5,
     ),
     _OutlierRule(
         "extra_tissue",
@@ -210,7 +211,7 @@ def _outliers(rule: _OutlierRule, evidence: Sequence[Evidence], t: Thresholds) -
     sigmas = robust_z(values, t.peer_window, rule.floor)
     differences = values - peer_trend(values, t.peer_window)
     least = getattr(t, rule.least) if isinstance(rule.least, str) else rule.least
-    found = (rule.side * sigmas > t.outlier_z) & (rule.side * differences > least)
+    found = (rule.side * sigmas > rule.strictness * t.outlier_z) & (rule.side * differences > least)
     return {
         evidence[i].section: Flag(
             rule.code,

@@ -20,7 +20,7 @@ from histomri.evaluation.overlap import dice, local_ncc
 Float32 = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
-LOST_SHARE = 0.35  # a pixel this much fainter than the neighbours' is no tissue: a crack, a hole, a torn-off piece
+LOST_SHARE = 0.15  # a pixel this much fainter than the section's tissue is none: a crack, a hole, a torn-off piece
 TOLERANCE = 2  # pixels of misplacement that are forgiven along outlines
 BLOTCH, BLOTCH_END = 0.3, 0.6  # natural logarithm of the staining ratio that makes a blotch, inside a stack and at its ends
 NOT_COMPARED = float("nan")
@@ -126,7 +126,7 @@ def compare(
     return NeighbourEvidence(
         similarity=float(np.median([local_ncc(here.image, o.image, here.mask & o.mask) for o in others])),
         overlap=dice(here.mask, share >= 0.5),
-        missing=_missing_share(staining, share, mri_tissue),
+        missing=_missing_share(here, share, mri_tissue),
         extra=_extra_share(here, share, mri_tissue),
         blotch=staining.blotch_share(BLOTCH_END if _is_one_sided(i, near) else BLOTCH),
         stain_ratio=staining.ratio if staining.comparable else NOT_COMPARED,
@@ -134,14 +134,15 @@ def compare(
     )
 
 
-def _missing_share(staining: _Staining, share: NDArray[np.float64], mri_tissue: Mask | None) -> float:
+def _missing_share(here: PlacedSection, share: NDArray[np.float64], mri_tissue: Mask | None) -> float:
     """Share of the tissue that is surely to be expected, well inside of the outlines, that is missing in one piece.
 
     Vessels and sulci that shift between sections miss in many small pieces; a crack or a torn-off part is a large one.
     """
     expected = share >= 0.75 if mri_tissue is None else (share >= 0.75) & mri_tissue
     sure = _shrink(expected, TOLERANCE)
-    pieces = cv2.morphologyEx((sure & staining.lost()).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+    lost = ~here.mask | (here.image < LOST_SHARE * np.median(here.image[here.mask]))
+    pieces = cv2.morphologyEx((sure & lost).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     # a crack that tissue bridges here and there is one crack
     _, labels = cv2.connectedComponents(_grow(pieces > 0, TOLERANCE).astype(np.uint8), connectivity=8)
     areas = np.bincount(labels[pieces > 0], minlength=2)
@@ -177,11 +178,6 @@ class _Staining:
         """The section's staining over its neighbours'."""
         usual = float(np.median(self.model[self.common]))
         return float(np.median(self.here.image[self.common])) / max(usual, 1e-12)
-
-    def lost(self) -> Mask:
-        """Where there is no tissue, by the mask or by far too little staining."""
-        lost = ~self.here.mask
-        return lost | (self.here.image < LOST_SHARE * self.ratio * self.model) if self.comparable else lost
 
     def blotch_share(self, limit: float) -> float:
         """Share of the tissue whose staining is off by more than ``limit`` (natural logarithm); NaN without a model."""
