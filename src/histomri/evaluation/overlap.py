@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from histomri.kernels.information import shared_information
+
 Mask = NDArray[np.bool_]
 
 
@@ -14,17 +16,6 @@ def dice(a: ArrayLike, b: ArrayLike) -> float:
     a, b = np.asarray(a, bool), np.asarray(b, bool)
     total = int(a.sum()) + int(b.sum())
     return 2.0 * int((a & b).sum()) / total if total else float("nan")
-
-
-def _levels(values: NDArray[np.float64], bins: int) -> NDArray[np.intp]:
-    low, high = np.percentile(values, [0.5, 99.5])
-    scaled = (values - low) / max(float(high - low), 1e-12)
-    return np.asarray(np.clip((scaled * bins).astype(np.intp), 0, bins - 1), np.intp)
-
-
-def _entropy(p: NDArray[np.float64]) -> float:
-    p = p[p > 0]
-    return float(-(p * np.log(p)).sum())
 
 
 def nmi(a: ArrayLike, b: ArrayLike, mask: ArrayLike, bins: int = 32) -> float:
@@ -38,10 +29,7 @@ def nmi(a: ArrayLike, b: ArrayLike, mask: ArrayLike, bins: int = 32) -> float:
     use = np.asarray(mask, bool) & np.isfinite(a) & np.isfinite(b)
     if use.sum() < bins:
         return float("nan")
-    joint = np.bincount(_levels(a[use], bins) * bins + _levels(b[use], bins), minlength=bins * bins).reshape(bins, bins)
-    p = joint / joint.sum()
-    both = _entropy(p.ravel())
-    return (_entropy(p.sum(axis=1)) + _entropy(p.sum(axis=0))) / both if both > 0 else float("nan")
+    return shared_information(a[use], b[use], bins, tail_percent=0.5)
 
 
 def local_ncc(a: ArrayLike, b: ArrayLike, mask: ArrayLike, window: int = 9) -> float:

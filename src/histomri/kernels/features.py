@@ -18,22 +18,22 @@ Mask = NDArray[np.bool_]
 EPSILON = 1e-6
 
 
-def smooth(image: NDArray[np.generic], sigma_px: float) -> Array:
+def smooth(image: Array | Mask, sigma_px: float) -> Array:
     """Gaussian of ``sigma_px`` pixels, truncated at 3 sigma, edges replicated; unchanged for sigma 0."""
-    image = np.asarray(image, np.float32)
+    data = np.asarray(image, np.float32)
     if sigma_px <= 0:
-        return image
-    if image.ndim == 2:
+        return data
+    if data.ndim == 2:
         width = 2 * int(np.ceil(3 * sigma_px)) + 1
-        return cv2.GaussianBlur(image, (width, width), sigma_px, borderType=cv2.BORDER_REPLICATE).astype(np.float32, copy=False)
-    out: Array = ndimage.gaussian_filter(image, sigma_px, mode="nearest", truncate=3.0)
+        return np.asarray(cv2.GaussianBlur(data, (width, width), sigma_px, borderType=cv2.BORDER_REPLICATE), np.float32)
+    out: Array = ndimage.gaussian_filter(data, sigma_px, mode="nearest", truncate=3.0)
     return out
 
 
 def masked_mean(image: Array, mask: Mask, sigma_px: float) -> Array:
     """Normalised convolution ``G*(I m) / G*m``: the local mean of what lies inside the mask; 0 far from it."""
     weight = smooth(mask, sigma_px)
-    return smooth(np.where(mask, image, 0), sigma_px) / np.maximum(weight, 1e-3)
+    return np.asarray(smooth(np.where(mask, image, np.float32(0)), sigma_px) / np.maximum(weight, np.float32(1e-3)), np.float32)
 
 
 def local_norm(image: Array, mask: Mask, sigma_px: float) -> Array:

@@ -4,7 +4,8 @@ With ``r_c = m_c(A (p + u)) - f_c`` and ``g_c = A^T grad m_c``, per pixel p of t
 
     T = w sum_c g_c g_c^T   (yy, yx, xx),   b = w sum_c r_c g_c   (y, x),   e = w sum_c r_c^2
 
-in pixels of the fixed grid, A being the map of fixed to moving indices. Where the map leaves the moving image, m and its gradient are 0.
+in pixels of the fixed grid, A being the map of fixed to moving indices. Where the map leaves the moving image, m and
+its gradient are 0.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def _flow_2d(fixed, moving, weight, matrix, field, out):  # type: ignore[no-unty
 def flow_terms(fixed: Array, moving: Array, weight: Array, matrix: NDArray[np.float64], field: Array) -> Array:
     """The six terms (y, x, 6): T_yy, T_yx, T_xx, b_y, b_x, e.
 
-    ``fixed`` (y, x, c), ``moving`` (h, w, c), ``weight`` (y, x), ``matrix`` (3, 3) on indices, ``field`` (y, x, 2) in fixed pixels.
+    ``fixed`` (y, x, c), ``moving`` (h, w, c), ``weight`` (y, x), ``matrix`` (3, 3) on indices,
+    ``field`` (y, x, 2) in fixed pixels.
     """
     out = np.empty((*fixed.shape[:2], 6), np.float32)
     _flow_2d(fixed, moving, weight, np.ascontiguousarray(matrix), np.ascontiguousarray(field, np.float32), out)

@@ -1,6 +1,7 @@
 """Linear interpolation of multichannel images at mapped points: tiles of the fixed grid pull from the moving image.
 
-``out(p) = sum_k w_k(q) m(k)`` with ``q = A (p + u(p))`` in indices of the moving image and w the (bi-, tri-)linear weights; 0 outside.
+``out(p) = sum_k w_k(q) m(k)`` with ``q = A (p + u(p))`` in indices of the moving image and w the (bi-, tri-)linear
+weights; 0 outside.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def _sample_3d(moving, matrix, points, out):  # type: ignore[no-untyped-def]
 def warp_2d(moving: Array, matrix: NDArray[np.float64], shape: tuple[int, int], field: Array | None = None) -> Array:
     """Moving channels (y, x, c) on a fixed grid of ``shape``: (*shape, c).
 
-    ``matrix`` (3, 3) maps fixed indices to moving indices after ``field`` (*shape, 2), the displacement in fixed pixels, is added.
+    ``matrix`` (3, 3) maps fixed indices to moving indices after ``field`` (*shape, 2), a displacement in fixed pixels, is added.
     """
     out = np.empty((*shape, moving.shape[2]), np.float32)
     unused = np.zeros((1, 1, 2), np.float32)

@@ -127,7 +127,9 @@ def normal_equations(
 ) -> tuple[float, Float, Float]:
     """Mean cost, gradient and Gauss-Newton matrix over the entries of ``matrix`` (ndim, ndim + 1).
 
-    ``points`` (n, ndim) in mm, ``fixed`` (n, c), ``weights`` (n,), ``moving`` (*shape, c); all sums are divided by the total weight.
+    ``points`` (n, ndim) in mm, ``fixed`` (n, c), ``weights`` (n,), ``moving`` (*shape, c); all sums are divided by the total
+    weight.
+
     Raises ``ValueError`` when no sample has weight.
     """
     ndim = points.shape[1]

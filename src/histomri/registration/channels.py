@@ -16,9 +16,9 @@ MASK_GAIN = {"structure": 1.0, "edges": 0.5}
 def make_channels(image: Image, mask: Image, kind: str, weight_margin: int = 4) -> Channels:
     """Channels of one image on its own grid, the last one the tissue mask.
 
-    ``structure``: MIND, for any two stains or modalities. ``edges``: gradient magnitude, contrast-blind and free of direction, for
-    the rotation search. Everything is 0 outside the mask, so that
-    tissue against background costs too. The weight is 1 in the mask and ``weight_margin`` pixels around it.
+    ``structure``: MIND, for any two stains or modalities. ``edges``: gradient magnitude, contrast-blind and free of direction,
+    for the rotation search. Everything is 0 outside the mask, so that tissue against background costs too. The weight is 1 in the
+    mask and ``weight_margin`` pixels around it.
     """
     inside = np.asarray(mask.data, bool)
     data = np.asarray(image.data, np.float32)
@@ -26,11 +26,13 @@ def make_channels(image: Image, mask: Image, kind: str, weight_margin: int = 4) 
     stack = np.moveaxis(_texture(data, inside, kind), 0, -1)
     # the weight reaches past the tissue, so that a moving image which is larger than the fixed one pays for it
     near = ndimage.binary_dilation(inside, iterations=weight_margin) if inside.any() else inside
-    return Channels(image.grid, np.ascontiguousarray(np.concatenate([stack, outline], axis=-1), np.float32), near.astype(np.float32))
+    return Channels(
+        image.grid, np.ascontiguousarray(np.concatenate([stack, outline], axis=-1), np.float32), near.astype(np.float32)
+    )
 
 
 def match_contrast(fixed: Channels, moving: Channels, warped: NDArray[np.float32]) -> Channels:
-    """The moving channels with their texture scaled by its regression slope on the fixed one, ``a = <f, m> / <m, m>``, in 0.2 to 1.
+    """The moving channels with their texture at its regression slope on the fixed one, ``a = <f, m> / <m, m>``, in 0.2 to 1.
 
     ``warped`` is the moving image on the fixed grid as it lies now. Without the slope, texture that matches only in part is worth
     less than the zeros outside the tissue, and every registration shrinks the moving image until it vanishes.
@@ -70,5 +72,5 @@ def box_average(data: NDArray[np.float32], ratio: NDArray[np.float64]) -> NDArra
     for axis, r in enumerate(ratio):
         width = round(float(r))
         if width > 1:
-                data = ndimage.uniform_filter1d(data, width if width % 2 else width + 1, axis=axis, mode="constant")
+            data = ndimage.uniform_filter1d(data, width if width % 2 else width + 1, axis=axis, mode="constant")
     return data

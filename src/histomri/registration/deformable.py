@@ -20,9 +20,10 @@ MIN_JACOBIAN = 0.15
 
 @dataclass(frozen=True)
 class Deformation:
-    """How stiff and how long. ``window_px``: the update's Gaussian window, ``stiffness_px``: Gaussian of the whole field after each
-    update (both in pixels of the level), ``factors``: downsample factors coarse to fine, ``iterations`` per level, ``ridge``:
-    damping relative to the mean structure tensor."""
+    """How stiff and how long. ``window_px``: the update's Gaussian window, ``stiffness_px``: Gaussian of the whole field after
+    each update (both in pixels of the level), ``factors``: downsample factors coarse to fine, ``iterations`` per level,
+    ``ridge``: damping relative to the mean structure tensor.
+    """
 
     window_px: float = 4.0
     stiffness_px: float = 1.0
@@ -47,8 +48,8 @@ def fit_deformable(
 ) -> DeformableResult:
     """Displacement u on the fixed grid such that moving(matrix(p + u)) looks like fixed(p); the map never folds.
 
-    Each step solves the windowed Gauss-Newton system ``(G*T + ridge) du = -G*b`` (Lucas and Kanade 1981), is composed with the field so
-    far (``u <- du + u(p + du)``) and smoothed; a step that would fold is halved. ``start`` (y, x, 2) in mm.
+    Each step solves the windowed Gauss-Newton system ``(G*T + ridge) du = -G*b`` (Lucas and Kanade 1981), is composed with the
+    field so far (``u <- du + u(p + du)``) and smoothed; a step that would fold is halved. ``start`` (y, x, 2) in mm.
     """
     spacing = fixed.grid.spacing_mm
     field = np.zeros((*fixed.grid.shape, 2), np.float32) if start is None else (start / spacing).astype(np.float32)
@@ -67,9 +68,7 @@ def fit_deformable(
     return DeformableResult(DisplacementField(fixed.grid, (field * spacing).astype(np.float32)), before, after, status)
 
 
-def _descend(
-    level: Channels, moving: Array, onto: NDArray[np.float64], field: Array, settings: Deformation
-) -> tuple[Array, str]:
+def _descend(level: Channels, moving: Array, onto: NDArray[np.float64], field: Array, settings: Deformation) -> tuple[Array, str]:
     best, best_cost, stale = field, np.inf, 0
     for _ in range(settings.iterations):
         terms = flow_terms(level.data, moving, level.weight, onto, field)
@@ -94,16 +93,16 @@ def _update(terms: Array, settings: Deformation) -> Array:
     det = yy * xx - yx * yx
     step = -np.stack([xx * t[..., 3] - yx * t[..., 4], yy * t[..., 4] - yx * t[..., 3]], axis=-1) / det[..., None]
     length = np.linalg.norm(step, axis=-1, keepdims=True)
-    return (step / np.maximum(length, 1.0)).astype(np.float32)
+    return np.asarray(step / np.maximum(length, 1.0), np.float32)
 
 
 def compose(field: Array, update: Array) -> Array:
     """``du + u(p + du)`` in pixels; a halved update is used where the result would fold."""
     for _ in range(4):
-        moved = _displaced(field, update) + update
+        moved = np.asarray(_displaced(field, update) + update, np.float32)
         if float(jacobian(moved).min()) > MIN_JACOBIAN / 2:
             return moved
-        update = update / 2
+        update = update / np.float32(2)
     return field
 
 
@@ -116,10 +115,8 @@ def _displaced(field: Array, update: Array) -> Array:
 
 def jacobian(field: Array) -> Array:
     """Determinant of ``d(p + u)/dp`` of a field in pixels, central differences."""
-    yy, yx = np.gradient(field[..., 0])
-    xy, xx = np.gradient(field[..., 1])
-    out: Array = (1 + yy) * (1 + xx) - yx * xy
-    return out
+    (yy, yx), (xy, xx) = (np.gradient(field[..., k]) for k in range(2))
+    return np.asarray((1 + yy) * (1 + xx) - yx * xy, np.float32)
 
 
 def unfold(field: Array) -> Array:
@@ -176,5 +173,3 @@ def _cost(fixed: Channels, moving: Channels, matrix: NDArray[np.float64], field:
     warped = warp_2d(moving.data, onto, (fixed.grid.shape[0], fixed.grid.shape[1]), field)
     error = ((warped - fixed.data) ** 2).sum(axis=-1) * fixed.weight
     return float(error.sum(dtype=np.float64) / max(float(fixed.weight.sum(dtype=np.float64)), 1e-9))
-
-

@@ -1,14 +1,14 @@
 """Linear registration by Gauss-Newton on multichannel images, coarse to fine.
 
 One kernel gives the normal equations over all entries of the matrix (``kernels.normal_equations``); a model (rigid, similarity,
-scaling, affine) enters through the derivative of the matrix by its parameters alone. Levenberg-Marquardt damping (Marquardt 1963).
+scaling, affine) enters through the derivative of the matrix by its parameters alone.
+Levenberg-Marquardt damping (Marquardt, 1963).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ class Channels:
 
 @dataclass(frozen=True, eq=False)
 class LinearResult:
-    """``matrix`` maps fixed points (mm) to moving points (mm); ``cost`` is the mean squared residual; ``status`` and why it ended."""
+    """``matrix`` maps fixed points to moving points (mm); ``cost`` is the mean squared residual; ``status``: why it ended."""
 
     matrix: Float
     cost: float
@@ -98,7 +98,8 @@ def draw_samples(fixed: Channels, limit: int = MAX_SAMPLES) -> Samples:
     return Samples((world - centre) / radius, np.ascontiguousarray(values), weights, centre, radius)
 
 
-Prior = Callable[[Float], tuple[float, Float, Float]]
+Terms = tuple[float, Float, Float]
+Prior = Callable[[Float], Terms]
 
 
 def fit_linear(
@@ -113,81 +114,114 @@ def fit_linear(
     """Levenberg-Marquardt from ``initial`` (ndim + 1, ndim + 1; fixed mm -> moving mm) within the group of the model.
 
     The step is ``A <- A exp(sum d_k B_k)`` in centred fixed coordinates over the samples' radius, except that for ``scaling`` the
-    rotation acts in the moving space, so that the scales stay along the fixed axes: ``A <- exp(turn) A exp(scales, shift)``. Ends when the relative fall of the cost is below ``tolerance``.
+    rotation acts in the moving space, so that the scales stay along the fixed axes: ``A <- exp(turn) A exp(scales, shift)``. Ends
+    when the relative fall of the cost is below ``tolerance``.
     """
-    to_index = moving.grid.world_to_index
-    ndim = moving.grid.ndim
-    frame = np.eye(ndim + 1)
+    group = _Group.of(model, moving.grid.ndim)
+    frame = np.eye(moving.grid.ndim + 1)
     frame[:-1, :-1] *= samples.radius
     frame[:-1, -1] = samples.centre
-    basis = generators(model, ndim)
-    left = [model == "scaling" and bool((b == -b.T).all()) for b in basis]
-    state = initial @ frame
+    unframe = np.asarray(np.linalg.inv(frame), np.float64)
 
-    def evaluate(matrix: Float) -> tuple[float, Float, Float]:
-        cost, gradient, hessian = normal_equations(samples.points, samples.values, samples.weights, moving.data, to_index @ matrix)
-        jacobian = np.stack([_direction(matrix, b, on_left)[:-1].ravel() for b, on_left in zip(basis, left, strict=True)], axis=1)
-        chain = np.kron(to_index[:-1, :-1], np.eye(ndim + 1)) @ jacobian
-        return cost, chain.T @ gradient, chain.T @ hessian @ chain
+    def evaluate(matrix: Float) -> Terms:
+        terms = _image_terms(samples, moving, group, matrix)
+        return terms if prior is None else _plus(terms, _prior_terms(prior, group, matrix, unframe))
 
-    def with_prior(matrix: Float) -> tuple[float, Float, Float]:
-        cost, gradient, hessian = evaluate(matrix)
-        if prior is None:
-            return cost, gradient, hessian
-        # the prior is a function of the whole matrix's entries; same chain rule
-        value, slope, curve = prior(matrix @ np.linalg.inv(frame))
-        lift = np.kron(np.eye(ndim), np.linalg.inv(frame).T)
-        jacobian = np.stack([_direction(matrix, b, on_left)[:-1].ravel() for b, on_left in zip(basis, left, strict=True)], axis=1)
-        chain = lift @ jacobian
-        return cost + value, gradient + chain.T @ slope, hessian + chain.T @ curve @ chain
+    state, cost, status, done = _levenberg(initial @ frame, evaluate, group, iterations, tolerance)
+    return LinearResult(state @ unframe, cost, status, done)
 
-    return _levenberg(state, with_prior, basis, left, iterations, tolerance, frame)
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """The generators of a model, and which of them act in the moving space."""
+
+    basis: list[Float]
+    on_left: list[bool]
+
+    @staticmethod
+    def of(model: str, ndim: int) -> _Group:
+        basis = generators(model, ndim)
+        return _Group(basis, [model == "scaling" and bool((b == -b.T).all()) for b in basis])
+
+    def jacobian(self, matrix: Float) -> Float:
+        """Derivative of the matrix's entries, row by row and without the last row, by the parameters."""
+        columns = [_direction(matrix, b, left)[:-1].ravel() for b, left in zip(self.basis, self.on_left, strict=True)]
+        return np.stack(columns, axis=1)
+
+    def advance(self, matrix: Float, delta: Float) -> Float:
+        """The matrix moved along the group by ``delta``."""
+        right, left = np.zeros_like(matrix), np.zeros_like(matrix)
+        for d, b, on_left in zip(delta, self.basis, self.on_left, strict=True):
+            if on_left:
+                left += d * b
+            else:
+                right += d * b
+        out = np.asarray(matrix @ expm(right), np.float64)
+        if any(self.on_left):
+            centre = out[:-1, -1].copy()
+            out = np.asarray(expm(left) @ out, np.float64)
+            out[:-1, -1] = centre
+        return out
 
 
 def _direction(matrix: Float, generator: Float, on_left: bool) -> Float:
     if not on_left:
-        return matrix @ generator
-    out = generator @ matrix
+        return np.asarray(matrix @ generator, np.float64)
+    out = np.asarray(generator @ matrix, np.float64)
     out[:-1, -1] = 0.0  # turn about the image of the centre
     return out
 
 
-def _advance(matrix: Float, delta: Float, basis: list[Float], left: list[bool]) -> Float:
-    right_sum = sum((d * b for d, b, on_left in zip(delta, basis, left, strict=True) if not on_left), np.zeros_like(matrix))
-    left_sum = sum((d * b for d, b, on_left in zip(delta, basis, left, strict=True) if on_left), np.zeros_like(matrix))
-    out = matrix @ expm(right_sum)
-    centre = out[:-1, -1].copy()
-    out = expm(left_sum) @ out
-    if any(left):
-        out[:-1, -1] = centre
-    return out
+def _image_terms(samples: Samples, moving: Channels, group: _Group, matrix: Float) -> Terms:
+    """Cost, gradient and Gauss-Newton matrix by the model's parameters, at ``matrix`` (samples' frame -> moving mm)."""
+    to_index = moving.grid.world_to_index
+    cost, gradient, hessian = normal_equations(samples.points, samples.values, samples.weights, moving.data, to_index @ matrix)
+    chain = np.kron(to_index[:-1, :-1], np.eye(moving.grid.ndim + 1)) @ group.jacobian(matrix)
+    return cost, chain.T @ gradient, chain.T @ hessian @ chain
+
+
+def _prior_terms(prior: Prior, group: _Group, matrix: Float, unframe: Float) -> Terms:
+    """The same of a prior, which is a function of the entries of the whole matrix (fixed mm -> moving mm)."""
+    value, slope, curve = prior(matrix @ unframe)
+    chain = np.kron(np.eye(len(matrix) - 1), unframe.T) @ group.jacobian(matrix)
+    return value, chain.T @ slope, chain.T @ curve @ chain
+
+
+def _plus(a: Terms, b: Terms) -> Terms:
+    return a[0] + b[0], a[1] + b[1], a[2] + b[2]
 
 
 def _levenberg(
-    state: Float, evaluate: Any, basis: list[Float], left: list[bool], iterations: int, tolerance: float, frame: Float
-) -> LinearResult:
-    cost, gradient, hessian = evaluate(state)
-    damping, status, done = 1e-3, "stopped", 0
-    for done in range(1, iterations + 1):  # noqa: B007
-        accepted = False
-        for _ in range(8):
-            scale = np.diag(hessian).copy()
-            scale[scale <= 0] = max(float(scale.max(initial=0.0)), 1e-12)
-            delta = -np.linalg.solve(hessian + np.diag(damping * scale), gradient)
-            # a step beyond half the radius (or half a radian) leaves the region where the model is linear
-            delta *= min(1.0, 0.5 / max(float(np.abs(delta).max()), 1e-12))
-            trial = _advance(state, delta, basis, left)
-            trial_cost, trial_gradient, trial_hessian = evaluate(trial)
-            if trial_cost < cost:
-                accepted = True
-                break
-            damping *= 4
-        if not accepted:
-            status = "converged"
-            break
-        fall = (cost - trial_cost) / max(cost, 1e-12)
-        state, cost, gradient, hessian, damping = trial, trial_cost, trial_gradient, trial_hessian, damping / 3
+    state: Float, evaluate: Callable[[Float], Terms], group: _Group, iterations: int, tolerance: float
+) -> tuple[Float, float, str, int]:
+    """State, cost, how it ended, and after how many iterations."""
+    terms = evaluate(state)
+    damping = 1e-3
+    for done in range(1, iterations + 1):
+        step = _better(state, terms, evaluate, group, damping)
+        if step is None:
+            return state, terms[0], "converged", done
+        fall = (terms[0] - step[1][0]) / max(terms[0], 1e-12)
+        state, terms, damping = step[0], step[1], step[2] / 3
         if fall < tolerance:
-            status = "converged"
-            break
-    return LinearResult(state @ np.linalg.inv(frame), cost, status, done)
+            return state, terms[0], "converged", done
+    return state, terms[0], "stopped", iterations
+
+
+def _better(
+    state: Float, terms: Terms, evaluate: Callable[[Float], Terms], group: _Group, damping: float
+) -> tuple[Float, Terms, float] | None:
+    """The first step that lowers the cost, damped ever more, and its damping; None after eight that do not."""
+    cost, gradient, hessian = terms
+    for _ in range(8):
+        scale = np.diag(hessian).copy()
+        scale[scale <= 0] = max(float(scale.max(initial=0.0)), 1e-12)
+        delta = -np.asarray(np.linalg.solve(hessian + np.diag(damping * scale), gradient), np.float64)
+        # a step beyond half the radius (or half a radian) leaves the region where the model is linear
+        delta *= min(1.0, 0.5 / max(float(np.abs(delta).max()), 1e-12))
+        trial = group.advance(state, delta)
+        found = evaluate(trial)
+        if found[0] < cost:
+            return trial, found, damping
+        damping *= 4
+    return None

@@ -31,9 +31,10 @@ class Prepared:
 
 @dataclass(frozen=True, eq=False)
 class PairResult:
-    """``matrix`` (3, 3) maps fixed mm to moving mm. ``score`` is the cosine of the structure channels over the union of both tissues
-    (1 = identical); ``margin`` is its lead over the best candidate of the other face or a clearly different angle; ``other_face``
-    the best score with the other face up, ``other_matrix`` its transform (NaN where only one face was tried)."""
+    """``matrix`` (3, 3) maps fixed mm to moving mm. ``score`` is the cosine of the structure channels over the union of both
+    tissues (1 = identical); ``margin`` is its lead over the best candidate of the other face or a clearly different angle;
+    ``other_face`` the best score with the other face up, ``other_matrix`` its transform (NaN where only one face was tried).
+    """
 
     matrix: Float
     score: float
@@ -60,13 +61,17 @@ def at_spacing(image: Image, mask: Image, spacing_mm: float) -> tuple[Image, Ima
 
 
 def register_pair(
-    fixed: Prepared, moving: Prepared, mirrors: tuple[bool, ...] = (False, True), keep: int = 3, hint_deg: tuple[float, float] | None = None
+    fixed: Prepared,
+    moving: Prepared,
+    mirrors: tuple[bool, ...] = (False, True),
+    keep: int = 3,
+    hint_deg: tuple[float, float] | None = None,
 ) -> PairResult:
     """Rigid registration of two sections from no initial guess; stains may differ.
 
     ``hint_deg`` (angle, tolerance) restricts the search where the rotation is roughly known.
     """
-    angles = np.arange(0.0, 360.0, STEP_DEG) if hint_deg is None else np.arange(-hint_deg[1], hint_deg[1] + 1e-6, STEP_DEG) + hint_deg[0]
+    angles = angles_to_try(hint_deg)
     candidates = rigid_search(fixed.edges, moving.edges, angles, mirrors, keep)
     for mirrored in mirrors:  # each face is tried, however clear the search was
         if not any(c.mirrored == mirrored for c in candidates):
@@ -80,6 +85,14 @@ def register_pair(
     return PairResult(matrix, score, margin, best.mirrored, other_face, other_matrix)
 
 
+def angles_to_try(hint_deg: tuple[float, float] | None) -> Float:
+    """All angles in steps of ``STEP_DEG``, or those within (angle, tolerance)."""
+    if hint_deg is None:
+        return np.arange(0.0, 360.0, STEP_DEG)
+    angle, tolerance = hint_deg
+    return angle + np.arange(-tolerance, tolerance + 1e-6, STEP_DEG)
+
+
 def _refine(candidate: Candidate, fixed: Prepared, moving: Prepared) -> tuple[float, Float, Candidate]:
     start, aligned = align(moving.image, moving.mask, candidate.matrix, fixed.channels.grid)
     result = fit_linear(fixed.samples, aligned, np.eye(3), "rigid", iterations=25)
@@ -89,8 +102,8 @@ def _refine(candidate: Candidate, fixed: Prepared, moving: Prepared) -> tuple[fl
 def align(image: Image, mask: Image, matrix: Float, grid: Grid) -> tuple[Float, Channels]:
     """The moving image turned into the fixed frame by ``matrix`` (fixed mm -> moving mm), and its structure channels there.
 
-    MIND looks along the axes of its image, so both images must be the same way up before it is computed. The returned grid has the
-    fixed grid's spacing and covers all of the moving image. Returns ``matrix`` too, for composing: fixed -> aligned -> moving.
+    MIND looks along the axes of its image, so both images must be the same way up before it is computed. The returned grid has
+    the fixed grid's spacing and covers all of the moving image. Returns ``matrix`` too, for composing: fixed, aligned, moving.
     """
     corners = np.linalg.solve(matrix[:2, :2], (mask.grid.corners() - matrix[:2, 2]).T).T
     low, high = corners.min(axis=0), corners.max(axis=0)
@@ -110,10 +123,10 @@ def structure_score(fixed: Channels, moving: Channels, matrix: Float) -> float:
     # tissue that falls outside the fixed grid stays in the norm, so losing it never helps
     pixels = float(np.prod(moving.grid.spacing_mm) / np.prod(fixed.grid.spacing_mm)) / abs(float(np.linalg.det(matrix)))
     energy = float((moving.data[..., :-1] ** 2).sum()) * pixels
-    return float((warped * other).sum()) / (np.sqrt(float((other**2).sum()) * energy) + 1e-12)
+    return float((warped * other).sum()) / (float(np.sqrt(float((other**2).sum()) * energy)) + 1e-12)
 
 
 def _apart(a: Float, b: Float) -> bool:
     """Whether two refined results of one face are different solutions (more than 8 degrees apart)."""
     turn = a[:2, :2] @ np.linalg.inv(b[:2, :2])
-    return abs(np.degrees(np.arctan2(turn[0, 1] - turn[1, 0], turn[0, 0] + turn[1, 1]))) > 8.0
+    return abs(float(np.degrees(np.arctan2(turn[0, 1] - turn[1, 0], turn[0, 0] + turn[1, 1])))) > 8.0

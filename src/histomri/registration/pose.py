@@ -1,14 +1,13 @@
 """Pose of a block in its MRI with no initial guess.
 
-Rotations from an even cover of SO(3), every shift by FFT correlation of outline and edges, the best few refined from rigid over one
-scale per axis to affine, judged by metrics that the search did not use. Mirror images are kept apart.
+Rotations from an even cover of SO(3), every shift by FFT correlation of outline and edges, the best few refined from rigid over
+one scale per axis to affine, judged by metrics that the search did not use. Mirror images are kept apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,8 +41,9 @@ class Scaled:
 
 @dataclass(frozen=True, eq=False)
 class PoseCandidate:
-    """``block_to_mri`` (4, 4) in mm and array order, with ``score`` (structure cosine), ``nmi`` (dissimilarity, lower is better) and
-    ``dice`` of the masks."""
+    """``block_to_mri`` (4, 4) in mm and array order, with ``score`` (structure cosine), ``nmi`` (dissimilarity, lower is better)
+    and ``dice`` of the masks.
+    """
 
     block_to_mri: Float
     score: float
@@ -124,7 +124,7 @@ def different(a: Float, b: Float, mask: Image) -> bool:
 
 
 def at_spacing_3d(image: Image, mask: Image, spacing_mm: float, pad: int = 0) -> tuple[Image, Image]:
-    """Image and mask on an isotropic grid with the same axes, smoothed to its spacing, with ``pad`` voxels of background around."""
+    """Image and mask on an isotropic grid with the same axes, smoothed to its spacing, with ``pad`` background voxels around."""
     base = image.grid
     sigma = np.maximum(0.45 * spacing_mm / base.spacing_mm - 0.3, 0)
     grid = base.with_spacing(np.full(3, spacing_mm))
@@ -134,7 +134,9 @@ def at_spacing_3d(image: Image, mask: Image, spacing_mm: float, pad: int = 0) ->
     out = []
     for data in (np.asarray(image.data, np.float32), np.asarray(mask.data, np.float32)):
         blurred = ndimage.gaussian_filter(data, sigma, mode="constant")
-        out.append(ndimage.affine_transform(blurred, matrix[:3, :3], matrix[:3, 3], output_shape=grid.shape, order=1, mode="constant"))
+        out.append(
+            ndimage.affine_transform(blurred, matrix[:3, :3], matrix[:3, 3], output_shape=grid.shape, order=1, mode="constant")
+        )
     return Image(grid, out[0]), Image(grid, out[1] >= 0.5)
 
 
@@ -211,7 +213,11 @@ def _cube(channels: Channels, middle: Float, linear: Float, size: int) -> NDArra
 
 
 def refine_pose(
-    stack: Scaled, mri: Scaled, start: Float, spacings_mm: tuple[float, ...], models: tuple[str, ...] = ("rigid", "scaling", "affine")
+    stack: Scaled,
+    mri: Scaled,
+    start: Float,
+    spacings_mm: tuple[float, ...],
+    models: tuple[str, ...] = ("rigid", "scaling", "affine"),
 ) -> PoseCandidate | None:
     """Gauss-Newton on structure channels over the models and spacings; None where the result is not anatomically possible."""
     matrix = start

@@ -16,7 +16,7 @@ Float = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A rigid start: ``matrix`` (3, 3) maps fixed mm to moving mm; ``score`` is the cosine of the two images, higher is better."""
+    """A rigid start: ``matrix`` (3, 3) maps fixed mm to moving mm; ``score`` is the cosine of the images, higher is better."""
 
     matrix: Float
     score: float

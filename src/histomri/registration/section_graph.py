@@ -1,14 +1,15 @@
 """All sections of a block placed at once from measured pairs.
 
-Edges are accepted against a null distribution, a shortest-path tree gives the start (greedy's recon; a bad section becomes a leaf, never a
-bridge), and a robust joint solve over ALL accepted edges (3dhirest) gives rotations first, then translations. What no reference can
-tell, the low-frequency shape across the stack, is left as it comes out.
+Edges are accepted against a null distribution, a shortest-path tree gives the start (greedy's recon; a bad section becomes a
+leaf, never a bridge), and a robust joint solve over ALL accepted edges (3dhirest) gives rotations first, then translations. What
+no reference can tell, the low-frequency shape across the stack, is left as it comes out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +75,11 @@ def null_threshold(edges: Iterable[Edge], alpha: float = 0.01) -> float:
     return middle + float(norm.isf(alpha)) * spread
 
 
+def inverse(matrix: Float) -> Float:
+    """The matrix from the other end."""
+    return np.asarray(np.linalg.inv(matrix), np.float64)
+
+
 def edge_cost(score: float, distance_mm: float, spacing_mm: float) -> float:
     """``(1 - score)^4 dz 1.1^dz`` with dz in section spacings (greedy's recon): short good edges are cheap."""
     steps = max(distance_mm / max(spacing_mm, 1e-9), 1e-3)
@@ -90,8 +96,8 @@ def solve_stack(
     """Place all sections of one block.
 
     ``sections``: id -> (tissue centroid (2,) in section mm, declared mirrored or None for auto). ``fixed``: id -> known
-    ``block_to_section`` (from blockface) which are kept. Only the largest component is placed together with what is joined to a fixed
-    section; others stay out.
+    ``block_to_section`` (from blockface) which are kept. Only the largest component is placed,
+    together with what is joined to a fixed section; others stay out.
     """
     names = list(sections)
     threshold = null_threshold(edges, alpha)
@@ -112,7 +118,7 @@ def _components(names: list[str], edges: list[Edge], fixed: set[str]) -> dict[st
     index = {n: i for i, n in enumerate(names)}
     links = [(index[e.fixed], index[e.moving]) for e in edges]
     anchors = [index[n] for n in names if n in fixed]
-    links += list(zip(anchors, anchors[1:], strict=False))
+    links += list(pairwise(anchors))
     rows, cols = zip(*links, strict=True) if links else ((), ())
     graph = coo_matrix((np.ones(len(links)), (rows, cols)), shape=(len(names), len(names)))
     _, labels = connected_components(graph, directed=False)
@@ -138,7 +144,7 @@ def _tree(
         a, b = index[e.fixed], index[e.moving]
         if cost < best.get((a, b), (np.inf, e.matrix))[0]:
             best[a, b] = (cost, e.matrix)
-            best[b, a] = (cost, np.linalg.inv(e.matrix))
+            best[b, a] = (cost, inverse(e.matrix))
     pairs = list(best)
     rows, cols = [p[0] for p in pairs], [p[1] for p in pairs]
     graph = csr_matrix(([best[p][0] for p in pairs], (rows, cols)), shape=(len(names), len(names)))
@@ -179,7 +185,7 @@ def _joint(
     fixed: Mapping[str, Float],
 ) -> dict[str, Float]:
     """Rotations, then translations, of all sections from all edges by robust least squares (IRLS, Cauchy weights)."""
-    names = [n for n in start]
+    names = list(start)
     if len(names) < 2 or not edges:
         return start
     flips = {n: np.linalg.det(start[n][:2, :2]) < 0 for n in names}
@@ -248,8 +254,8 @@ def _solve_shifts(
     sections: Mapping[str, tuple[Float, bool | None]],
 ) -> dict[str, Float]:
     """Shift each section in the block so that the two ends of each edge meet at the fixed section's tissue centroid."""
-    inverse = {n: np.linalg.inv(m) for n, m in start.items()}
-    gaps = np.array([_gap(inverse, e, sections[e.fixed][0]) for e in edges])
+    to_block = {n: inverse(m) for n, m in start.items()}
+    gaps = np.array([_gap(to_block, e, sections[e.fixed][0]) for e in edges])
     rows, cols, signs = _incidence(edges, free)
     shift = np.zeros((len(free), 2))
     for _ in range(ROBUST_SWEEPS):
@@ -266,10 +272,10 @@ def _solve_shifts(
     return out
 
 
-def _gap(inverse: dict[str, Float], edge: Edge, point: Float) -> Float:
+def _gap(to_block: dict[str, Float], edge: Edge, point: Float) -> Float:
     """``S_fixed(p) - S_moving(T p)`` in block mm, S being section to block."""
-    moved = edge.matrix @ np.append(point, 1.0)
-    return (inverse[edge.fixed] @ np.append(point, 1.0) - inverse[edge.moving] @ moved)[:2]
+    here = np.append(point, 1.0)
+    return np.asarray((to_block[edge.fixed] @ here - to_block[edge.moving] @ (edge.matrix @ here))[:2])
 
 
 def _incidence(edges: list[Edge], free: dict[str, int]) -> tuple[NDArray[np.int_], NDArray[np.int_], Float]:
@@ -305,7 +311,6 @@ def _wrap(angle: float) -> float:
 
 def _choose_faces(solution: dict[str, Float], sections: Mapping[str, tuple[Float, bool | None]]) -> dict[str, Float]:
     """Turn the whole stack over when that makes more sections upright (or as declared): the pairs alone cannot tell."""
-
     wrong = sum((np.linalg.det(m[:2, :2]) < 0) != sections[n][1] for n, m in solution.items() if sections[n][1] is not None)
     known = sum(sections[n][1] is not None for n in solution)
     mirrored = sum(np.linalg.det(m[:2, :2]) < 0 for n, m in solution.items() if sections[n][1] is None)
@@ -315,14 +320,12 @@ def _choose_faces(solution: dict[str, Float], sections: Mapping[str, tuple[Float
     return {n: m @ FLIP for n, m in solution.items()} if turn_over else solution
 
 
-def _misfit(
-    solution: dict[str, Float], edges: list[Edge], sections: Mapping[str, tuple[Float, bool | None]]
-) -> dict[str, float]:
+def _misfit(solution: dict[str, Float], edges: list[Edge], sections: Mapping[str, tuple[Float, bool | None]]) -> dict[str, float]:
     """Rms distance in mm between the two ends of each section's accepted edges."""
-    inverse = {n: np.linalg.inv(m) for n, m in solution.items()}
+    to_block = {n: inverse(m) for n, m in solution.items()}
     sums: dict[str, list[float]] = {n: [] for n in solution}
     for e in edges:
-        gap = float(np.linalg.norm(_gap(inverse, e, sections[e.fixed][0])))
+        gap = float(np.linalg.norm(_gap(to_block, e, sections[e.fixed][0])))
         sums[e.fixed].append(gap)
         sums[e.moving].append(gap)
     return {n: float(np.sqrt(np.mean(np.square(v)))) if v else 0.0 for n, v in sums.items()}

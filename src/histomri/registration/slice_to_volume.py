@@ -1,8 +1,9 @@
 """Sections to their MRI planes and to each other, and the block's pose again, in turns.
 
-Each section is registered to the weighted mean of the structure of its MRI plane and of its neighbours (stack_greedy's voliter with its
-two terms; since the moving image is the same in both, their weighted sum of squares is the distance to the weighted mean). Even and odd
-places take turns (red and black), so the order within a turn does not matter. The deformation always restarts from the affine.
+Each section is registered to the weighted mean of the structure of its MRI plane and of its neighbours (stack_greedy's voliter
+with its two terms; since the moving image is the same in both, their weighted sum of squares is the distance to the weighted
+mean). Even and odd places take turns (red and black), so the order within a turn does not matter. The deformation always restarts
+from the affine.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ Float = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Refinement:
-    """Sweeps and weights of the refinement; lengths in mm. ``spacing_mm`` is the working in-plane pixel, ``volume_mm`` the voxel of the
-    3D step, ``neighbours`` how many on each side."""
+    """Sweeps and weights of the refinement; lengths in mm. ``spacing_mm`` is the working in-plane pixel, ``volume_mm`` the voxel
+    of the 3D step, ``neighbours`` how many on each side.
+    """
 
     spacing_mm: float
     volume_mm: float
@@ -44,6 +46,13 @@ class Refinement:
     max_gap_mm: float = 3.0
     max_scale_change: float = 0.25
     deformation: Deformation = dataclasses.field(default_factory=Deformation)
+
+
+def _large(pixels: Mapping[str, SectionPixels]) -> frozenset[str]:
+    """Sections with more than 0.15 of the median tissue area: less cannot determine six parameters."""
+    areas = {k: float(p.mask.data.sum()) * float(np.prod(p.mask.grid.spacing_mm)) for k, p in pixels.items()}
+    least = 0.15 * float(np.median(list(areas.values()))) if areas else 0.0
+    return frozenset(k for k, area in areas.items() if area > least)
 
 
 class SliceToVolume:
@@ -67,6 +76,7 @@ class SliceToVolume:
         self.mri = Scaled(*mri)
         self.order = sorted(self.pixels, key=lambda k: (placements[k].position_mm, k))
         self.first = {k: placements[k].affine for k in self.order}
+        self.large = _large(self.pixels)
         self.plane = plane_grid(block_grid(self.pixels, {k: placements[k] for k in self.order}, settings.spacing_mm, margin=8))
 
     def run(self, progress: Callable[[str], None] = lambda _: None) -> None:
@@ -133,7 +143,7 @@ class SliceToVolume:
         if not (target.weight > 0).any() or not moving.weight.any():
             return old
         moving = self._contrast(target, moving)
-        model = "affine" if self._is_large(key) else "rigid"
+        model = "affine" if key in self.large else "rigid"
         step = fit_linear(draw_samples(target, 30_000), moving, np.eye(3), model, iterations=15).matrix
         after = structure_score(target, moving, step)
         matrix = start @ step
@@ -145,11 +155,6 @@ class SliceToVolume:
         """The moving channels at the contrast that fits the target best."""
         onto = moving.grid.world_to_index @ self.plane.index_to_world
         return match_contrast(target, moving, warp_2d(moving.data, onto, (self.plane.shape[0], self.plane.shape[1])))
-
-    def _is_large(self, key: str) -> bool:
-        """Little tissue cannot determine six parameters."""
-        areas = [float(self.pixels[k].mask.data.sum()) * float(np.prod(self.pixels[k].mask.grid.spacing_mm)) for k in (key, *self.order)]
-        return areas[0] > 0.15 * float(np.median(areas[1:]))
 
     def _possible(self, key: str, matrix: Float) -> bool:
         """Whether the linear part keeps its face and scales, relative to where the section came in, within the limits."""
@@ -167,7 +172,7 @@ class SliceToVolume:
         """The deformation of one section, from its affine."""
         old = dataclasses.replace(self.placements[key], field=None)
         assert old.affine is not None
-        if not self._is_large(key):
+        if key not in self.large:
             return old
         _, moving = align(self.pixels[key].image, self.pixels[key].mask, old.affine.matrix, self.plane)
         result = fit_deformable(target, self._contrast(target, moving), np.eye(3), self.settings.deformation)
@@ -190,5 +195,5 @@ class SliceToVolume:
 
     def result(self, block: str, quality: dict[str, Any]) -> Placements:
         """All placements and the pose as MRI to block."""
-        pose = Affine(np.linalg.inv(self.block_to_mri), "mri", f"block:{block}")
+        pose = Affine(np.asarray(np.linalg.inv(self.block_to_mri), np.float64), "mri", f"block:{block}")
         return Placements(block, self.placements, pose, quality)

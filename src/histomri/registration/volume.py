@@ -25,13 +25,15 @@ class SectionPixels:
     stain: str = "histology"
 
 
-def block_grid(pixels: Mapping[str, SectionPixels], placements: Mapping[str, Placement], spacing_mm: float, margin: int = 3) -> Grid:
+def block_grid(
+    pixels: Mapping[str, SectionPixels], placements: Mapping[str, Placement], spacing_mm: float, margin: int = 3
+) -> Grid:
     """The (z, y, x) grid over all placed tissue at an isotropic spacing, with a margin in voxels.
 
     Raises ``ValueError`` when nothing is placed.
     """
-    ends = [_tissue_box(pixels[k].mask, p) for k, p in placements.items() if k in pixels and p.affine is not None]
-    ends = [e for e in ends if e is not None]
+    boxes = [_tissue_box(pixels[k].mask, p) for k, p in placements.items() if k in pixels and p.affine is not None]
+    ends = [box for box in boxes if box is not None]
     if not ends:
         raise ValueError("No placed section has tissue.")
     # sections far off their peers (a wrong placement) must not blow the grid up
@@ -41,7 +43,7 @@ def block_grid(pixels: Mapping[str, SectionPixels], placements: Mapping[str, Pla
     first = np.array([min(z), *low]) - margin * spacing_mm
     last = np.array([max(z), *high]) + margin * spacing_mm
     shape = tuple(np.ceil((last - first) / spacing_mm).astype(int) + 1)
-    return Grid(shape, spacing_mm, first)
+    return Grid(shape, np.full(3, spacing_mm), first)
 
 
 def _tissue_box(mask: Image, placement: Placement) -> tuple[Float, Float] | None:
@@ -81,8 +83,8 @@ def reconstruct(
 ) -> tuple[Image, Image]:
     """Volume of the leading stain's intensity (each section over its own mean) and of the mask of all stains, (z, y, x).
 
-    Each section stands for the slab up to the midpoints to its neighbours, at most ``max_gap_mm`` thick; a voxel is the average of
-    the slabs over its depth.
+    Each section stands for the slab up to the midpoints to its neighbours, at most ``max_gap_mm`` thick; a voxel is the average
+    of the slabs over its depth.
     """
     used = [k for k, p in placements.items() if p.is_placed and k in pixels]
     stains = [pixels[k].stain for k in used]

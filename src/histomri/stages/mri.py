@@ -37,7 +37,12 @@ class MriSettings:
 
 
 def find_pose(
-    sections: Sequence[Section], manifests: Mapping[str, Path], block: Block, placements_in: Path, pose: Path, settings: MriSettings
+    sections: Sequence[Section],
+    manifests: Mapping[str, Path],
+    block: Block,
+    placements_in: Path,
+    pose: Path,
+    settings: MriSettings,
 ) -> None:
     """The block's pose in its MRI with no initial guess; ``pose`` gets it with its confidence and the other candidates.
 
@@ -61,7 +66,7 @@ def find_pose(
     if result.confidence < settings.min_confidence:
         raise RegistrationError(
             f"Block {block.id!r}: the pose in the MRI has confidence {result.confidence:.2f}, less than mri.min_confidence = "
-            f"{settings.min_confidence}; see the candidates in {pose}, or lower mri.min_confidence to go on with the best of them."
+            f"{settings.min_confidence}; see the candidates in {pose}, or lower mri.min_confidence to go on with the best one."
         )
 
 
@@ -135,12 +140,14 @@ def load_mri(block: Block) -> tuple[Image, Image]:
 
 
 def tissue_of_mri(image: Image) -> Image:
-    """What is brighter than Otsu's threshold, pieces below 1 % of the largest left out. Sulci and ventricles stay open, as they are in
-    the sections' masks."""
+    """What is brighter than Otsu's threshold, pieces below 1 % of the largest left out.
+
+    Sulci and ventricles stay open, as they are in the sections' masks.
+    """
     import numpy as np
     from scipy import ndimage
 
-    from histomri.evaluation.block import best_threshold
+    from histomri.evaluation.overlap import best_threshold
 
     bright = ndimage.binary_opening(image.data > best_threshold(image.data))
     labels, count = ndimage.label(bright)
@@ -159,7 +166,9 @@ def _on_grid(mask: Image, image: Image) -> Image:
     if mask.grid == image.grid:
         return mask
     matrix = mask.grid.world_to_index @ image.grid.index_to_world
-    data = ndimage.affine_transform(mask.data.astype(np.uint8), matrix[:3, :3], matrix[:3, 3], output_shape=image.grid.shape, order=0)
+    data = ndimage.affine_transform(
+        mask.data.astype(np.uint8), matrix[:3, :3], matrix[:3, 3], output_shape=image.grid.shape, order=0
+    )
     return Image(image.grid, data > 0)
 
 

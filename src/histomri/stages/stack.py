@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ def _prepare(manifests: Mapping[str, Path], ids: set[str], settings: StackSettin
 def typical_size_mm(areas_mm2: Sequence[float]) -> float:
     """Length of a section's tissue: 1.6 times the root of the median area, about the long side of a compact shape."""
     ordered = sorted(areas_mm2)
-    return 1.6 * float(ordered[len(ordered) // 2]) ** 0.5
+    return 1.6 * math.sqrt(ordered[len(ordered) // 2])
 
 
 def _measure(fixed: Section, moving: Section, prepared: Mapping[str, Prepared], settings: StackSettings) -> dict[str, Any]:
@@ -195,7 +196,8 @@ def _placement(
         if guess is None:
             return Placement(section.id, section.position_mm, None, None, ("not placed: no neighbour resembles it",), 0.0)
         matrix, score = guess
-        flags, sure = (f"no pair was accepted (best score {score:.2f}, needed {solution.threshold:.2f}); placed by a guess",), 0.05
+        flags = (f"no pair was accepted (best score {score:.2f}, needed {solution.threshold:.2f}); placed by a guess",)
+        sure = 0.05
     if areas[section.id] < settings.min_tissue * sorted(areas.values())[len(areas) // 2]:
         flags += ("little tissue",)
     quality = {"pair_score": round(score, 4), "misfit_mm": round(solution.misfit_mm.get(section.id, 0.0), 4)}
