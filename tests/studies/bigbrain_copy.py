@@ -1,0 +1,61 @@
+"""A copy of the BigBrain study, for data elsewhere or of every n-th section.
+
+``python tests/studies/bigbrain_copy.py FOLDER --every 10``: ``FOLDER`` gets ``bigbrain.yaml`` and its sheets, with absolute paths of the data; its output is ``FOLDER/out``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HERE = Path(__file__).resolve().parent
+BESIDE = HERE.parents[1].parent / "shared" / "data"
+
+
+def copy_study(folder: Path, data: Path, every: int = 1, **settings: dict[str, Any]) -> Path:
+    """Write the study of every ``every``-th section into ``folder`` and return the path of its config.
+
+    ``data`` is the folder of real data; ``settings`` are stages of the config, put over the study's own.
+    """
+    config = yaml.safe_load((HERE / "bigbrain.yaml").read_text())
+    folder.mkdir(parents=True, exist_ok=True)
+    for sheet, column, step in (("sections", "file", every), ("blocks", "mri", 1)):
+        _copy_sheet(HERE / config[sheet], folder / f"{sheet}.tsv", column, data / "bigbrain", step)
+        config[sheet] = f"{sheet}.tsv"
+    for stage, values in settings.items():
+        config[stage] = {**config.get(stage, {}), **values}
+    path = folder / "bigbrain.yaml"
+    path.write_text(yaml.safe_dump({**config, "output": "out"}, sort_keys=False))
+    return path
+
+
+def _copy_sheet(source: Path, target: Path, column: str, data: Path, step: int) -> None:
+    """Every ``step``-th row of a sheet, the paths in ``column`` moved from ``.../bigbrain/`` to ``data``."""
+    with source.open(newline="") as file:
+        reader = csv.DictReader(file, delimiter="\t")
+        rows = list(reader)[::step]
+    for row in rows:
+        row[column] = str(data / row[column].partition("/bigbrain/")[2])
+    with target.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(reader.fieldnames or ()), delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--every", type=int, default=1, help="keep every n-th section")
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("HISTOMRI_DATA", BESIDE)), help="folder of real data")
+    given = parser.parse_args()
+    print(copy_study(given.folder, given.data.absolute(), given.every))
+
+
+if __name__ == "__main__":
+    main()
