@@ -1,6 +1,7 @@
 """A copy of the BigBrain study, for data elsewhere or of every n-th section.
 
-``python tests/studies/bigbrain_copy.py FOLDER --every 10``: ``FOLDER`` gets ``bigbrain.yaml`` and its sheets, with absolute paths of the data; its output is ``FOLDER/out``.
+``python tests/studies/bigbrain_copy.py FOLDER --every 10``: ``FOLDER`` gets ``bigbrain.yaml`` and its sheets, with absolute paths
+of the data; its output is ``FOLDER/out``.
 """
 
 from __future__ import annotations
