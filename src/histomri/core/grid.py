@@ -25,8 +25,8 @@ class Grid:
 
     shape: tuple[int, ...]
     spacing_mm: Float
-    origin_mm: Float = field(default=None)  # type: ignore[assignment]
-    direction: Float = field(default=None)  # type: ignore[assignment]
+    origin_mm: Float = field(default=None)  # type: ignore[assignment, arg-type]
+    direction: Float = field(default=None)  # type: ignore[assignment, arg-type]
 
     def __post_init__(self) -> None:
         ndim = len(self.shape)
@@ -63,7 +63,7 @@ class Grid:
     @property
     def world_to_index(self) -> Float:
         """Homogeneous matrix, (ndim + 1, ndim + 1), from world in mm to index."""
-        return np.linalg.inv(self.index_to_world)
+        return np.asarray(np.linalg.inv(self.index_to_world), np.float64)
 
     @property
     def extent_mm(self) -> Float:
@@ -88,7 +88,7 @@ class Grid:
     def contains(self, world: ArrayLike) -> NDArray[np.bool_]:
         """True where a world position lies within half a voxel of the grid."""
         index = self.to_index(world)
-        return ((index >= -0.5) & (index <= np.asarray(self.shape) - 0.5)).all(axis=-1)
+        return np.asarray(((index >= -0.5) & (index <= np.asarray(self.shape) - 0.5)).all(axis=-1), bool)
 
     def points(self) -> Float:
         """World positions, (*shape, ndim), of all voxel centres. For small grids only."""

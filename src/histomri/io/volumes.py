@@ -21,7 +21,8 @@ SMALLEST_PX = 64
 
 @dataclass(frozen=True)
 class VolumeSpec:
-    """What a volume is to hold: name, level-0 grid, channel names, pixel type, chunk (z, y, x) in voxels and codec."""
+    """What a volume is to hold: name, level-0 grid, channel names, pixel type, chunk (z, y, x) in voxels, codec, and
+    the name of its label: ``coverage`` weighs the pixels of coarser levels, any other (``surface``) only lies beside them."""
 
     name: str
     grid: Grid
@@ -29,6 +30,7 @@ class VolumeSpec:
     dtype: str
     chunk: tuple[int, int, int]
     codec: str
+    label: str = "coverage"
 
 
 def next_factors(grid: Grid) -> tuple[int, ...]:
@@ -66,14 +68,14 @@ class VolumeStore:
         matrices: list[Any] = [g.index_to_world.tolist() for g in self.grids]
         attributes: dict[str, Any] = {"ome": ome, "histomri": {"index_to_world": matrices, "world": "z, y, x in LPS mm"}}
         group = zarr.open_group(str(folder), mode="w", zarr_format=3, attributes=attributes)
-        labels = group.create_group("labels", attributes={"ome": {"version": VERSION, "labels": ["coverage"]}})
-        label_scales = multiscale_metadata("coverage", self.grids, has_channels=False)
+        labels = group.create_group("labels", attributes={"ome": {"version": VERSION, "labels": [spec.label]}})
+        label_scales = multiscale_metadata(spec.label, self.grids, has_channels=False)
         label: dict[str, Any] = {
             "version": VERSION,
             "multiscales": [label_scales],
             "image-label": {"source": {"image": "../../"}},
         }
-        coverage = labels.create_group("coverage", attributes={"ome": label})
+        coverage = labels.create_group(spec.label, attributes={"ome": label})
         count = len(spec.channels)
         self.pixels = [self._array(group, i, (count, *g.shape), spec.dtype) for i, g in enumerate(self.grids)]
         self.coverage = [self._array(coverage, i, g.shape, "uint8") for i, g in enumerate(self.grids)]
@@ -91,8 +93,8 @@ class VolumeStore:
         )
 
     def write(self, level: int, box: tuple[slice, ...], pixels: NDArray[Any], coverage: NDArray[np.uint8]) -> None:
-        """Write one tile, pixels (z, y, x, c) and coverage (z, y, x); an empty one is left to the fill value 0."""
-        if coverage.any():
+        """Write one tile, pixels (z, y, x, c) and coverage (z, y, x); one without coverage is left to the fill value 0."""
+        if coverage.any() or self.spec.label != "coverage":
             self.pixels[level][(slice(None), *box)] = np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
             self.coverage[level][box] = coverage
 
@@ -106,11 +108,13 @@ class VolumeStore:
                 self.write(level, box, *self._averaged(level - 1, below, factors))
 
     def _averaged(self, level: int, box: tuple[slice, ...], factors: tuple[int, ...]) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-        weight = _summed(self.coverage[level][box].astype(np.float32), factors)
+        label = self.coverage[level][box].astype(np.float32)
+        weight = _summed(label if self.spec.label == "coverage" else np.ones_like(label), factors)
         pixels = self.pixels[level][(slice(None), *box)].astype(np.float32)
         means = np.stack([_summed(p, factors) for p in pixels], axis=-1) / np.maximum(weight, 1)[..., None]
-        covered = weight * 2 >= np.prod(factors)
-        means = np.where(covered[..., None], means, 0)
+        covered = _summed(label, factors) * 2 >= np.prod(factors)
+        if self.spec.label == "coverage":
+            means = np.where(covered[..., None], means, 0)
         kind = np.dtype(self.spec.dtype)
         return (np.rint(means) if kind.kind in "ui" else means).astype(kind), covered.astype(np.uint8)
 

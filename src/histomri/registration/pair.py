@@ -9,11 +9,14 @@ from numpy.typing import NDArray
 
 from histomri.core import Grid, Image
 from histomri.kernels.interpolate import warp_2d
-from histomri.registration.channels import make_channels, resample_to
+from histomri.registration.channels import make_channels, match_contrast, resample_to
+from histomri.registration.deformable import Deformation, fit_deformable
 from histomri.registration.linear import Channels, Samples, draw_samples, fit_linear
 from histomri.registration.search import Candidate, rigid_search
+from histomri.transforms.displacement import DisplacementField
 
 Float = NDArray[np.float64]
+Array = NDArray[np.float32]
 PAIR_SAMPLES = 20_000
 STEP_DEG = 6.0
 
@@ -60,14 +63,21 @@ def at_spacing(image: Image, mask: Image, spacing_mm: float) -> tuple[Image, Ima
     return resample_to(image, grid), resample_to(mask, grid)
 
 
+def scaled(image: Image, scale: float) -> Image:
+    """The image as if its pixels were ``scale`` times as large."""
+    grid = image.grid
+    return Image(Grid(grid.shape, grid.spacing_mm * scale, grid.origin_mm * scale, grid.direction), image.data)
+
+
 def register_pair(
     fixed: Prepared,
     moving: Prepared,
     mirrors: tuple[bool, ...] = (False, True),
     keep: int = 3,
     hint_deg: tuple[float, float] | None = None,
+    models: tuple[str, ...] = ("rigid",),
 ) -> PairResult:
-    """Rigid registration of two sections from no initial guess; stains may differ.
+    """Registration of two sections from no initial guess, over ``models`` in turn; stains may differ.
 
     ``hint_deg`` (angle, tolerance) restricts the search where the rotation is roughly known.
     """
@@ -76,7 +86,7 @@ def register_pair(
     for mirrored in mirrors:  # each face is tried, however clear the search was
         if not any(c.mirrored == mirrored for c in candidates):
             candidates += rigid_search(fixed.edges, moving.edges, angles, (mirrored,), 1)
-    refined = sorted((_refine(c, fixed, moving) for c in candidates), key=lambda r: -r[0])
+    refined = sorted((_refine(c, fixed, moving, models) for c in candidates), key=lambda r: -r[0])
     score, matrix, best = refined[0]
     others = [r for r in refined[1:] if r[2].mirrored != best.mirrored or _apart(r[1], matrix)]
     faces = [r for r in refined if r[2].mirrored != best.mirrored]
@@ -93,10 +103,36 @@ def angles_to_try(hint_deg: tuple[float, float] | None) -> Float:
     return angle + np.arange(-tolerance, tolerance + 1e-6, STEP_DEG)
 
 
-def _refine(candidate: Candidate, fixed: Prepared, moving: Prepared) -> tuple[float, Float, Candidate]:
-    start, aligned = align(moving.image, moving.mask, candidate.matrix, fixed.channels.grid)
-    result = fit_linear(fixed.samples, aligned, np.eye(3), "rigid", iterations=25)
-    return structure_score(fixed.channels, aligned, result.matrix), start @ result.matrix, candidate
+def _refine(candidate: Candidate, fixed: Prepared, moving: Prepared, models: tuple[str, ...]) -> tuple[float, Float, Candidate]:
+    matrix = candidate.matrix
+    for model in models:
+        start, aligned = align(moving.image, moving.mask, matrix, fixed.channels.grid)
+        matched = match_contrast(fixed.channels, aligned, onto_fixed(aligned, fixed.channels.grid))
+        step = fit_linear(fixed.samples, matched, np.eye(3), model, iterations=25).matrix
+        matrix = start @ step
+    return structure_score(fixed.channels, aligned, step), matrix, candidate
+
+
+def onto_fixed(moving: Channels, grid: Grid) -> Array:
+    """Aligned channels on the fixed grid as they lie now: (*grid.shape, c)."""
+    return warp_2d(moving.data, moving.grid.world_to_index @ grid.index_to_world, (grid.shape[0], grid.shape[1]))
+
+
+def deform_pair(
+    fixed: Prepared, moving: Prepared, matrix: Float, settings: Deformation
+) -> tuple[DisplacementField | None, float]:
+    """The deformation on the fixed grid, before ``matrix`` (fixed mm -> moving mm), and the structure score with it.
+
+    None, and the score without it, where the deformation brings nothing.
+    """
+    _, aligned = align(moving.image, moving.mask, matrix, fixed.channels.grid)
+    before = structure_score(fixed.channels, aligned, np.eye(3))
+    matched = match_contrast(fixed.channels, aligned, onto_fixed(aligned, fixed.channels.grid))
+    field = fit_deformable(fixed.channels, matched, np.eye(3), settings).field
+    after = structure_score(
+        fixed.channels, aligned, np.eye(3), (field.values / fixed.channels.grid.spacing_mm).astype(np.float32)
+    )
+    return (field, after) if after > before else (None, before)
 
 
 def align(image: Image, mask: Image, matrix: Float, grid: Grid) -> tuple[Float, Channels]:
@@ -115,10 +151,13 @@ def align(image: Image, mask: Image, matrix: Float, grid: Grid) -> tuple[Float, 
     return matrix, make_channels(Image(frame, out[..., 0]), Image(frame, out[..., 1] >= 0.5), "structure")
 
 
-def structure_score(fixed: Channels, moving: Channels, matrix: Float) -> float:
-    """Cosine of the structure channels (the mask channel left out) over the union of both tissues, in -1 to 1."""
+def structure_score(fixed: Channels, moving: Channels, matrix: Float, field: Array | None = None) -> float:
+    """Cosine of the structure channels (the mask channel left out) over the union of both tissues, in -1 to 1.
+
+    ``field`` (y, x, 2) in fixed pixels is added before ``matrix``.
+    """
     onto = moving.grid.world_to_index @ matrix @ fixed.grid.index_to_world
-    warped = warp_2d(moving.data, onto, (fixed.grid.shape[0], fixed.grid.shape[1]))[..., :-1]
+    warped = warp_2d(moving.data, onto, (fixed.grid.shape[0], fixed.grid.shape[1]), field)[..., :-1]
     other = fixed.data[..., :-1]
     # tissue that falls outside the fixed grid stays in the norm, so losing it never helps
     pixels = float(np.prod(moving.grid.spacing_mm) / np.prod(fixed.grid.spacing_mm)) / abs(float(np.linalg.det(matrix)))

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components, dijkstra
 from scipy.sparse.linalg import lsqr
+from scipy.stats import norm
 
 Float = NDArray[np.float64]
 FLIP = np.diag([1.0, -1.0, 1.0])
 ROBUST_SWEEPS = 12
+FEW_PAIRS_THRESHOLD = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,16 +62,19 @@ class StackSolution:
 
 
 def null_threshold(edges: Iterable[Edge], alpha: float = 0.01) -> float:
-    """The score that an unrelated pair exceeds with probability ``alpha``, by a robust normal fit.
+    """The score that an unrelated pair exceeds with probability ``alpha``, from the wrong faces of the measured pairs.
 
     The wrong face of a true pair shows the same tissue at the same size with unrelated structure, so its score is a draw from the
     null distribution which costs nothing (cf. ASHLAR, which scores unrelated tile pairs).
     """
-    from scipy.stats import norm
+    return threshold_of([e.other_face for e in edges], alpha)
 
-    null = np.array([e.other_face for e in edges if np.isfinite(e.other_face) and e.other_face > -1])
+
+def threshold_of(null_scores: Iterable[float], alpha: float = 0.01) -> float:
+    """Upper ``alpha`` quantile of a robust normal fit to scores of unrelated pairs; 0.25 where there are fewer than four."""
+    null = np.array([s for s in null_scores if np.isfinite(s) and s > -1])
     if len(null) < 4:
-        return 0.25
+        return FEW_PAIRS_THRESHOLD
     middle = float(np.median(null))
     spread = 1.4826 * float(np.median(np.abs(null - middle))) + 1e-3
     return middle + float(norm.isf(alpha)) * spread

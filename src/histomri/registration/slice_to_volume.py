@@ -21,13 +21,16 @@ from histomri.kernels.interpolate import sample_3d, warp_2d
 from histomri.registration.channels import make_channels, match_contrast
 from histomri.registration.deformable import Deformation, fit_deformable
 from histomri.registration.linear import Channels, draw_samples, fit_linear
-from histomri.registration.pair import align, structure_score
+from histomri.registration.pair import align, prepare, register_pair, scaled, structure_score
 from histomri.registration.pose import Scaled, refine_pose
 from histomri.registration.volume import SectionPixels, block_grid, on_plane, plane_grid, reconstruct
 from histomri.transforms import Affine
 from histomri.transforms.placement import Placement, Placements
 
 Float = NDArray[np.float64]
+SURE = 0.5
+DOUBTFUL = 0.3
+RESCUE_MARGIN = 0.02
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Refinement:
     neighbours: int = 2
     max_gap_mm: float = 3.0
     max_scale_change: float = 0.25
+    hold_blockface: bool = True
     deformation: Deformation = dataclasses.field(default_factory=Deformation)
 
 
@@ -85,6 +89,8 @@ class SliceToVolume:
             self.update_pose()
             for turn in (0, 1):
                 self._turn(turn, self._affine)
+            if sweep == 0:
+                self.rescue(progress)
             progress(f"affine sweep {sweep + 1} of {self.settings.affine_sweeps}: mean score {self.mean_score():.4f}")
         self.update_pose()
         for sweep in range(self.settings.deformable_sweeps):
@@ -138,6 +144,8 @@ class SliceToVolume:
         """One affine step of one section; kept only where it scores higher and stays possible."""
         old = self.placements[key]
         assert old.affine is not None
+        if self._is_held(old):
+            return self._scored(old, self._score_on(target, key))
         start, moving = align(self.pixels[key].image, self.pixels[key].mask, old.affine.matrix, self.plane)
         before = structure_score(target, moving, np.eye(3))
         if not (target.weight > 0).any() or not moving.weight.any():
@@ -150,6 +158,48 @@ class SliceToVolume:
         if after <= before or not self._possible(key, matrix):
             return self._scored(old, before)
         return self._scored(dataclasses.replace(old, affine=Affine(matrix, old.affine.from_space, old.affine.to_space)), after)
+
+    def _is_held(self, placement: Placement) -> bool:
+        """A section that lies well on its own photograph knows its place better than the coarser MRI does."""
+        return self.settings.hold_blockface and placement.quality.get("source") == "blockface" and placement.confidence >= SURE
+
+    def _score_on(self, target: Channels, key: str) -> float:
+        """Structure score of a section as it lies, its deformation included."""
+        return structure_score(target, self.section_channels(key), np.eye(3))
+
+    def rescue(self, progress: Callable[[str], None]) -> None:
+        """Sections that no neighbour vouched for search all angles and both faces on their MRI plane; the better place wins."""
+        doubtful = [k for k in self.order if self.placements[k].confidence < DOUBTFUL and not self._is_held(self.placements[k])]
+        found = {k: self._search(k) for k in doubtful}
+        for key, placement in found.items():
+            if placement is not None:
+                self.placements[key] = placement
+                progress(f"{key}: found another place on its MRI plane")
+
+    def _search(self, key: str) -> Placement | None:
+        old = self.placements[key]
+        assert old.affine is not None
+        target = self.target(self.order.index(key))
+        sure = [p.affine for k in self.order if (p := self.placements[k]).confidence >= DOUBTFUL and p.affine is not None]
+        if not sure or not (target.weight > 0).any():
+            return None
+        # block mm are larger than section mm by the usual shrinkage, which the rigid search does not know
+        scale = 1 / float(np.median([abs(np.linalg.det(a.linear)) ** 0.5 for a in sure]))
+        spacing = self.settings.spacing_mm
+        image, mask = self.pixels[key].image, self.pixels[key].mask
+        plane = self.mri_plane(old.position_mm)
+        if not plane[1].data.any() or not mask.data.any():
+            return None
+        moving = prepare(scaled(image, scale), scaled(mask, scale), 2.5 * spacing, spacing)
+        result = register_pair(prepare(*plane, 2.5 * spacing, spacing), moving)
+        matrix = np.diag([1 / scale, 1 / scale, 1.0]) @ result.matrix
+        before = structure_score(target, align(image, mask, old.affine.matrix, self.plane)[1], np.eye(3))
+        after = structure_score(target, align(image, mask, matrix, self.plane)[1], np.eye(3))
+        if after <= before + RESCUE_MARGIN:
+            return None
+        self.first[key] = Affine(matrix, old.affine.from_space, old.affine.to_space)
+        quality = {**old.quality, "source": "mri"}
+        return dataclasses.replace(old, affine=self.first[key], field=None, quality=quality)
 
     def _contrast(self, target: Channels, moving: Channels) -> Channels:
         """The moving channels at the contrast that fits the target best."""
@@ -170,6 +220,8 @@ class SliceToVolume:
 
     def _deform(self, key: str, target: Channels) -> Placement:
         """The deformation of one section, from its affine."""
+        if self._is_held(self.placements[key]):
+            return self.placements[key]
         old = dataclasses.replace(self.placements[key], field=None)
         assert old.affine is not None
         if key not in self.large:

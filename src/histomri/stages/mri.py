@@ -32,6 +32,7 @@ class MriSettings:
     neighbours: int = 2
     max_gap_mm: float = 0.0
     max_scale_change: float = 0.25
+    hold_blockface: bool = True
     window_px: float = 4.0
     stiffness_px: float = 1.0
 

@@ -64,4 +64,4 @@ class Affine(Transform):
 
     def inverse(self) -> Affine:
         """The exact inverse."""
-        return Affine(np.linalg.inv(self.matrix), self.to_space, self.from_space)
+        return Affine(np.asarray(np.linalg.inv(self.matrix), np.float64), self.to_space, self.from_space)

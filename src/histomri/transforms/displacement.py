@@ -76,7 +76,7 @@ class DisplacementField(Transform):
     def jacobian_determinant(self) -> Float:
         """Determinant of ``d(p + u)/dp`` at every node by central differences, (*grid.shape)."""
         spacing = self.grid.spacing_mm
-        rows = [np.stack(np.gradient(self._float64[..., i], *spacing), axis=-1) for i in range(self.ndim)]
+        rows = [np.stack(list(np.gradient(self._float64[..., i], *spacing)), axis=-1) for i in range(self.ndim)]
         # index axes -> world axes: d/dworld = d/d(axis) @ direction^-1
         jacobian = np.stack(rows, axis=-2) @ np.linalg.inv(self.grid.direction)
-        return np.linalg.det(jacobian + np.eye(self.ndim))
+        return np.asarray(np.linalg.det(jacobian + np.eye(self.ndim)), np.float64)
