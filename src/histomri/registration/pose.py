@@ -22,6 +22,7 @@ from histomri.registration.similarity import nmi
 
 Float = NDArray[np.float64]
 SCALE_LIMITS = (0.6, 1.25)
+REFINED = 5
 
 
 class Scaled:
@@ -94,9 +95,11 @@ def find_pose(
     coarse = max(float(max(stack.mask.grid.extent_mm)), 1e-3) / 40
     starts = search_orientations(stack, mri, 1.5 * coarse, mirrored, rotations, keep)
     progress(f"{len(starts)} orientations to refine")
+    rough = [refine_pose(stack, mri, start, (coarse,), ("rigid", "scaling")) for start in starts]
+    promising = sorted((c for c in rough if c is not None), key=lambda c: -c.quality)[:REFINED]
     found: list[PoseCandidate] = []
-    for start in starts:
-        candidate = refine_pose(stack, mri, start, (coarse, coarse / 1.6))
+    for start in promising:
+        candidate = refine_pose(stack, mri, start.block_to_mri, (coarse, coarse / 1.6), ("scaling", "affine"))
         if candidate is not None:
             found.append(candidate)
             progress(f"score {candidate.score:.3f} dice {candidate.dice:.3f} nmi {candidate.nmi:.3f}")
@@ -123,21 +126,23 @@ def different(a: Float, b: Float, mask: Image) -> bool:
     return float(np.sqrt((distance**2).mean())) > 0.1 * float(max(mask.grid.extent_mm))
 
 
-def at_spacing_3d(image: Image, mask: Image, spacing_mm: float, pad: int = 0) -> tuple[Image, Image]:
-    """Image and mask on an isotropic grid with the same axes, smoothed to its spacing, with ``pad`` background voxels around."""
+def at_spacing_3d(image: Image, mask: Image, spacing_mm: float) -> tuple[Image, Image]:
+    """Image and mask on an isotropic grid with the same axes, smoothed to its spacing."""
+    covered = resample_3d(mask, spacing_mm)
+    return resample_3d(image, spacing_mm), covered.with_data(covered.data >= 0.5)
+
+
+def resample_3d(image: Image, spacing_mm: float) -> Image:
+    """A volume on an isotropic grid with the same axes as float32, smoothed to its spacing; 0 outside."""
     base = image.grid
     sigma = np.maximum(0.45 * spacing_mm / base.spacing_mm - 0.3, 0)
     grid = base.with_spacing(np.full(3, spacing_mm))
-    if pad:
-        grid = Grid(tuple(n + 2 * pad for n in grid.shape), grid.spacing_mm, grid.to_world([-pad] * 3), grid.direction)
     matrix = base.world_to_index @ grid.index_to_world
-    out = []
-    for data in (np.asarray(image.data, np.float32), np.asarray(mask.data, np.float32)):
-        blurred = ndimage.gaussian_filter(data, sigma, mode="constant")
-        out.append(
-            ndimage.affine_transform(blurred, matrix[:3, :3], matrix[:3, 3], output_shape=grid.shape, order=1, mode="constant")
-        )
-    return Image(grid, out[0]), Image(grid, out[1] >= 0.5)
+    blurred = ndimage.gaussian_filter(np.asarray(image.data, np.float32), sigma, mode="constant", truncate=3.0)
+    data = ndimage.affine_transform(
+        blurred, np.diag(matrix[:3, :3]), matrix[:3, 3], output_shape=grid.shape, order=1, mode="constant"
+    )
+    return Image(grid, data)
 
 
 def search_orientations(
