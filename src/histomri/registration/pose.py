@@ -96,7 +96,7 @@ def find_pose(
     starts = search_orientations(stack, mri, 1.5 * coarse, mirrored, rotations, keep)
     progress(f"{len(starts)} orientations to refine")
     rough = [refine_pose(stack, mri, start, (coarse,), ("rigid", "scaling")) for start in starts]
-    promising = sorted((c for c in rough if c is not None), key=lambda c: -c.quality)[:REFINED]
+    promising = _distinct_candidates([c for c in rough if c is not None], stack.mask)
     found: list[PoseCandidate] = []
     for start in promising:
         candidate = refine_pose(stack, mri, start.block_to_mri, (coarse, coarse / 1.6), ("scaling", "affine"))
@@ -111,6 +111,15 @@ def find_pose(
     rivals = [c for c in found[1:] if different(c.block_to_mri, found[0].block_to_mri, stack.mask)]
     lead = found[0].quality - rivals[0].quality if rivals else found[0].quality
     return PoseResult(best, confidence(lead), [best, *found[:1], *rivals])
+
+
+def _distinct_candidates(found: list[PoseCandidate], mask: Image) -> list[PoseCandidate]:
+    """The best ``REFINED`` that are different poses, best first: many starts come to the same end."""
+    out: list[PoseCandidate] = []
+    for candidate in sorted(found, key=lambda c: -c.quality):
+        if len(out) < REFINED and all(different(candidate.block_to_mri, o.block_to_mri, mask) for o in out):
+            out.append(candidate)
+    return out
 
 
 def confidence(lead: float) -> float:
