@@ -1,0 +1,112 @@
+"""Pose of a block in its MRI, from no initial guess: any rotation, one scale per axis, never a mirror image unasked."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+sys.path.insert(0, str(Path(__file__).parent))
+from synthetic import Tissue, apart, centred
+
+from histomri.core import Grid, Image, RegistrationError
+from histomri.registration.pose import PoseResult, Scaled, at_spacing_3d, different, find_pose, possible, super_fibonacci
+
+ROTATIONS = 300
+
+
+def _truth(seed: int, mirrored: bool = False) -> np.ndarray:
+    """Block to MRI: any rotation, the block shrunk to 0.8 to 0.95 along its own axes, the MRI somewhere else in the world."""
+    random = np.random.default_rng(seed)
+    hand = np.diag([1.0, 1.0, -1.0 if mirrored else 1.0])
+    out = np.eye(4)
+    out[:3, :3] = Rotation.random(random_state=seed).as_matrix() @ np.diag(1 / random.uniform(0.8, 0.95, 3)) @ hand
+    out[:3, 3] = random.uniform(-8, 8, 3)
+    return out
+
+
+def _found(truth: np.ndarray, hands: tuple[bool, ...] = (False,), symmetric: bool = False) -> PoseResult:
+    """The block with room along the cutting axis, and its MRI with contrast inverted."""
+    tissue = Tissue(3, 7, symmetric)
+    shape = np.array([72, 28, 28])
+    block = tissue.image(Grid(tuple(shape), np.full(3, 0.42), -(shape - 1) / 2 * 0.42))
+    mri = tissue.image(Grid((32, 32, 32), np.full(3, 0.46), truth[:3, 3] - 0.46 * 15.5), np.linalg.inv(truth), inverted=True)
+    return find_pose(Scaled(*block), Scaled(*mri), hands, ROTATIONS, keep=2)
+
+
+@pytest.mark.parametrize("seed", [0])
+def test_any_rotation_and_shrinkage_is_found_and_sure(seed: int) -> None:
+    truth = _truth(seed)
+    result = _found(truth)
+    assert apart(result.best.block_to_mri, truth) < 0.15
+    assert not result.best.mirrored
+    assert result.confidence > 0.95
+    assert result.best.dice > 0.93
+
+
+def test_a_mirror_image_is_found_only_where_it_is_allowed() -> None:
+    truth = _truth(2, mirrored=True)
+    allowed, refused = _found(truth, (False, True)), _found(truth)
+    assert allowed.best.mirrored
+    assert apart(allowed.best.block_to_mri, truth) < 0.15
+    assert not any(c.mirrored for c in refused.candidates)
+    assert allowed.confidence > 0.9
+    assert refused.best.quality < allowed.best.quality - 0.3
+
+
+def test_a_symmetric_specimen_leaves_doubt() -> None:
+    assert _found(_truth(3), symmetric=True).confidence < 0.75
+
+
+def test_no_tissue_is_an_error_in_words() -> None:
+    grid = centred(8, 1.0, 3)
+    nothing = Scaled(Image(grid, np.zeros(grid.shape, np.float32)), Image(grid, np.zeros(grid.shape, bool)))
+    with pytest.raises(RegistrationError, match="one of the masks is empty"):
+        find_pose(nothing, nothing)
+
+
+def test_rotations_cover_all_orientations_evenly() -> None:
+    turns = super_fibonacci(2000)
+    np.testing.assert_allclose(turns @ turns.transpose(0, 2, 1), np.broadcast_to(np.eye(3), turns.shape), atol=1e-9)
+    np.testing.assert_allclose(np.linalg.det(turns), 1)
+    for other in Rotation.random(50, random_state=0).as_matrix():
+        cosine = (np.einsum("nij,ij->n", turns, other).max() - 1) / 2
+        assert np.degrees(np.arccos(min(cosine, 1.0))) < 20
+
+
+def test_impossible_scales_are_refused() -> None:
+    """The matrix takes the block to the MRI, so a shrunk block has scales above 1."""
+    turn = np.eye(4)
+    turn[:3, :3] = Rotation.random(random_state=1).as_matrix()
+    assert possible(turn @ np.diag([1.1, 1.3, 1.2, 1]))
+    assert not possible(turn @ np.diag([1.1, 2.5, 1.2, 1]))
+    assert not possible(turn @ np.diag([1.1, 0.3, 1.2, 1]))
+    assert not possible(turn @ np.diag([1.1, 0.0, 1.2, 1]))
+
+
+def test_poses_differ_by_where_they_put_tissue() -> None:
+    _, mask = Tissue(3).image(centred(24, 0.5, 3))
+    small, large = np.eye(4), np.eye(4)
+    small[:3, 3], large[:3, 3] = 0.3, 2.0
+    assert not different(np.eye(4), small, mask)
+    assert different(np.eye(4), large, mask)
+
+
+def test_coarser_volumes_keep_their_place() -> None:
+    grid = Grid((40, 44, 48), np.array([0.3, 0.2, 0.25]), np.array([1.0, -2.0, 3.0]), Rotation.random(random_state=4).as_matrix())
+    centre = grid.centre_mm + np.array([0.3, -0.2, 0.4])
+    blob = np.exp(-((grid.points() - centre) ** 2).sum(axis=-1) / 2).astype(np.float32)
+    image, mask = at_spacing_3d(Image(grid, blob), Image(grid, blob > 0.4), 0.6)
+    where = (image.grid.points() * image.data[..., None]).sum(axis=(0, 1, 2)) / image.data.sum()
+    np.testing.assert_allclose(where, centre, atol=0.02)
+    assert mask.data.sum() * 0.6**3 == pytest.approx((blob > 0.4).sum() * 0.015, rel=0.1)
+
+
+def test_an_image_is_resampled_once_for_each_spacing() -> None:
+    grid = centred(12, 0.5, 3)
+    scaled = Scaled(*Tissue(3).image(grid))
+    assert scaled.at(0.8)[0] is scaled.at(0.8)[0]
+    assert scaled.at(0.8)[0].grid.shape != scaled.at(1.1)[0].grid.shape
