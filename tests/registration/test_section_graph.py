@@ -66,9 +66,9 @@ def test_a_fifth_of_gross_errors_moves_nothing(seed: int) -> None:
     for k in random.permutation(len(edges))[: len(edges) // 5]:
         i, j = int(edges[k].fixed[1:]), int(edges[k].moving[1:])
         wrong = rigid(random.uniform(30, 330), False, tuple(random.uniform(-5, 5, 2)))
-        edges[k] = edge(truth, i, j, random.uniform(0.3, 0.5), wrong)
+        edges[k] = edge(truth, i, j, random.uniform(0.3, 0.6), wrong)  # nearly as high as the true pairs
+    assert min(e.score for e in edges) > null_threshold(edges), "the errors must pass the threshold, or nothing is tested"
     solution = solve_stack(edges, sections, SPACING)
-    assert solution.accepted == len(edges), "the errors must get in, or nothing is tested"
     assert max(errors(solution.block_to_section, truth, "s20").values()) < 0.02
 
 

@@ -22,7 +22,8 @@ from histomri.registration.similarity import nmi
 
 Float = NDArray[np.float64]
 SCALE_LIMITS = (0.6, 1.25)
-REFINED = 5
+REFINED = 4
+REFUSED = 2
 
 
 class Scaled:
@@ -93,31 +94,44 @@ def find_pose(
     if not stack.mask.data.any() or not mri.mask.data.any():
         raise RegistrationError("The pose needs tissue in both the stack and the MRI; one of the masks is empty.")
     coarse = max(float(max(stack.mask.grid.extent_mm)), 1e-3) / 40
-    starts = search_orientations(stack, mri, 1.5 * coarse, mirrored, rotations, keep)
+    # both hands are tried whatever is allowed: a mirrored pose that fits as well is a reason to doubt
+    starts = [s for hand in (False, True) for s in search_orientations(stack, mri, 1.5 * coarse, (hand,), rotations, keep)]
     progress(f"{len(starts)} orientations to refine")
-    rough = [refine_pose(stack, mri, start, (coarse,), ("rigid", "scaling")) for start in starts]
-    promising = _distinct_candidates([c for c in rough if c is not None], stack.mask)
-    found: list[PoseCandidate] = []
-    for start in promising:
-        candidate = refine_pose(stack, mri, start.block_to_mri, (coarse, coarse / 1.6), ("scaling", "affine"))
-        if candidate is not None:
-            found.append(candidate)
-            progress(f"score {candidate.score:.3f} dice {candidate.dice:.3f} nmi {candidate.nmi:.3f}")
+    rough = [c for start in starts if (c := refine_pose(stack, mri, start, (coarse,), ("rigid", "scaling"))) is not None]
+    allowed = _distinct_candidates([c for c in rough if c.mirrored in mirrored], stack.mask, REFINED)
+    refused = _distinct_candidates([c for c in rough if c.mirrored not in mirrored], stack.mask, REFUSED)
+    found = _refined(stack, mri, allowed, coarse, progress)
     if not found:
-        raise RegistrationError("No pose of the block in the MRI is anatomically possible; see the candidates.")
-    found.sort(key=lambda c: -c.quality)
+        raise RegistrationError(
+            "No pose of the block in the MRI is anatomically possible: check pixel sizes, positions, `mirror`."
+        )
     finer = refine_pose(stack, mri, found[0].block_to_mri, (coarse / 2, coarse / 3))
     best = finer if finer is not None else found[0]
-    rivals = [c for c in found[1:] if different(c.block_to_mri, found[0].block_to_mri, stack.mask)]
+    others = [c for c in found[1:] if different(c.block_to_mri, found[0].block_to_mri, stack.mask)]
+    rivals = sorted([*others, *_refined(stack, mri, refused, coarse, progress)], key=lambda c: -c.quality)
     lead = found[0].quality - rivals[0].quality if rivals else found[0].quality
-    return PoseResult(best, confidence(lead), [best, *found[:1], *rivals])
+    return PoseResult(best, confidence(lead), [best, found[0], *rivals])
 
 
-def _distinct_candidates(found: list[PoseCandidate], mask: Image) -> list[PoseCandidate]:
-    """The best ``REFINED`` that are different poses, best first: many starts come to the same end."""
+def _refined(
+    stack: Scaled, mri: Scaled, rough: list[PoseCandidate], coarse: float, progress: Callable[[str], None]
+) -> list[PoseCandidate]:
+    """Candidates refined to the affine at two spacings, best first; the impossible ones left out."""
+    out = []
+    for start in rough:
+        candidate = refine_pose(stack, mri, start.block_to_mri, (coarse, coarse / 1.6), ("scaling", "affine"))
+        if candidate is not None:
+            out.append(candidate)
+            hand = "mirrored" if candidate.mirrored else "proper"
+            progress(f"{hand}: score {candidate.score:.3f} dice {candidate.dice:.3f} nmi {candidate.nmi:.3f}")
+    return sorted(out, key=lambda c: -c.quality)
+
+
+def _distinct_candidates(found: list[PoseCandidate], mask: Image, limit: int) -> list[PoseCandidate]:
+    """The best ``limit`` that are different poses, best first: many starts come to the same end."""
     out: list[PoseCandidate] = []
     for candidate in sorted(found, key=lambda c: -c.quality):
-        if len(out) < REFINED and all(different(candidate.block_to_mri, o.block_to_mri, mask) for o in out):
+        if len(out) < limit and all(different(candidate.block_to_mri, o.block_to_mri, mask) for o in out):
             out.append(candidate)
     return out
 

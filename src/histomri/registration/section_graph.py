@@ -22,6 +22,8 @@ Float = NDArray[np.float64]
 FLIP = np.diag([1.0, -1.0, 1.0])
 ROBUST_SWEEPS = 12
 FEW_PAIRS_THRESHOLD = 0.25
+LOOP_DEG = 8.0
+LOOP_SHIFT = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +108,8 @@ def solve_stack(
     """
     names = list(sections)
     threshold = null_threshold(edges, alpha)
-    accepted = [e for e in edges if e.score > threshold and e.margin > 0]
+    passed = [e for e in edges if e.score > threshold and e.margin > 0]
+    accepted = bridged(names, consistent(passed, sections), passed)
     component = _components(names, accepted, set(fixed or {}))
     main = [n for n in names if component[n] == 0]
     inside = [e for e in accepted if e.fixed in set(main) and e.moving in set(main)]
@@ -116,6 +119,53 @@ def solve_stack(
         solution = _choose_faces(solution, sections)
     score = {n: max((e.score for e in inside if n in (e.fixed, e.moving)), default=0.0) for n in names}
     return StackSolution(solution, component, threshold, score, _misfit(solution, inside, sections), len(inside))
+
+
+def consistent(edges: list[Edge], sections: Mapping[str, tuple[Float, bool | None]]) -> list[Edge]:
+    """The edges without those that every triangle through them contradicts: a wrong pair may score as high as a right one.
+
+    A triangle agrees where going round it turns by less than ``LOOP_DEG`` and misses the start by less than a quarter of the
+    distance between tissue centroid and image corner. An edge in no triangle has nothing against it.
+    """
+    known = {(e.fixed, e.moving): e.matrix for e in edges} | {(e.moving, e.fixed): inverse(e.matrix) for e in edges}
+    beside: dict[str, set[str]] = {}
+    for a, b in known:
+        beside.setdefault(a, set()).add(b)
+    out = []
+    for e in edges:
+        thirds = sorted(beside[e.fixed] & beside[e.moving])
+        loops = [known[k, e.fixed] @ known[e.moving, k] @ e.matrix for k in thirds]
+        if not loops or any(_closes(loop, sections[e.fixed][0]) for loop in loops):
+            out.append(e)
+    return out
+
+
+def bridged(names: list[str], edges: list[Edge], spare: list[Edge]) -> list[Edge]:
+    """``edges`` and, where they leave the stack in pieces, the best of ``spare`` that join two pieces."""
+    piece = {n: n for n in names}
+
+    def root(n: str) -> str:
+        while piece[n] != n:
+            piece[n] = piece[piece[n]]
+            n = piece[n]
+        return n
+
+    for e in edges:
+        piece[root(e.fixed)] = root(e.moving)
+    out = list(edges)
+    for e in sorted(spare, key=lambda e: (-e.score, e.fixed, e.moving)):
+        if root(e.fixed) != root(e.moving):
+            piece[root(e.fixed)] = root(e.moving)
+            out.append(e)
+    return out
+
+
+def _closes(loop: Float, centroid: Float) -> bool:
+    """Whether a way round a triangle comes back to where it started."""
+    if np.linalg.det(loop[:2, :2]) < 0 or abs(np.degrees(_angle(loop))) > LOOP_DEG:
+        return False
+    missed = loop @ np.append(centroid, 1.0) - np.append(centroid, 1.0)
+    return float(np.linalg.norm(missed[:2])) < LOOP_SHIFT * float(np.linalg.norm(centroid))
 
 
 def _components(names: list[str], edges: list[Edge], fixed: set[str]) -> dict[str, int]:
