@@ -11,9 +11,15 @@ from typing import TYPE_CHECKING, Any
 from histomri.core import Block, Image, RegistrationError, Section
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from histomri.registration.pose import PoseCandidate, PoseResult
+    from histomri.registration.slice_to_volume import Refinement
     from histomri.registration.volume import SectionPixels
     from histomri.transforms.placement import Placements
+
+RESCUE_TURNS = 2
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,14 @@ def find_pose(
     grid = block_grid(pixels, sure, size / settings.volume_px)
     stack = reconstruct(pixels, sure, grid, gap_mm(placements, settings))
     hands = {"no": (False,), "yes": (True,), "auto": (False, True)}[block.mirror]
-    result = search(Scaled(*stack), Scaled(*load_mri(block)), hands, settings.rotations, settings.candidates, progress=_say)
+    result = search(
+        Scaled(*stack),
+        Scaled(*load_mri(block, size / settings.volume_px)),
+        hands,
+        settings.rotations,
+        settings.candidates,
+        progress=_say,
+    )
     write_json(pose, _pose_record(block, result))
     if result.confidence < settings.min_confidence:
         raise RegistrationError(
@@ -125,15 +138,21 @@ def tissue_size_mm(sections: Sequence[Section], manifests: Mapping[str, Path]) -
     return typical_size_mm(areas)
 
 
-def load_mri(block: Block) -> tuple[Image, Image]:
-    """The MRI and its tissue mask (given, or from its intensities) on one grid."""
+def load_mri(block: Block, spacing_mm: float) -> tuple[Image, Image]:
+    """The MRI and its tissue mask (given, or from its intensities) on one grid, not much finer than ``spacing_mm``.
+
+    Registration at a coarser pixel gains nothing from finer voxels, and a whole brain at 0.1 mm would not fit the memory.
+    """
     import numpy as np
 
     from histomri.io.nifti import read_nifti
+    from histomri.registration.pose import resample_3d
 
     assert block.mri is not None
     image = read_nifti(block.mri)
     image = image.with_data(np.asarray(image.data, np.float32))
+    if float(image.grid.spacing_mm.max()) < 0.7 * spacing_mm:
+        image = resample_3d(image, 0.8 * spacing_mm)
     if block.mri_mask is None:
         return image, tissue_of_mri(image)
     mask = read_nifti(block.mri_mask)
@@ -215,7 +234,63 @@ def refine(
     )
     pixels = load_pixels(sections, manifests, placements, spacing)
     start = np.linalg.inv(np.array(found["mri_to_block"]))
-    work = SliceToVolume(pixels, placements.sections, start, load_mri(block), plan)
+    mri = load_mri(block, spacing)
+    unsure = _doubtful_pixels(sections, manifests, placements, spacing)
+    if unsure:
+        pixels |= unsure
+        placements, start = _rescue(sections, placements, pixels, mri, start, plan)
+    work = SliceToVolume(pixels, placements.sections, start, mri, plan)
     work.run(progress=_say)
     quality = {**placements.quality, "pose_confidence": found["confidence"], "mean_score": round(work.mean_score(), 5)}
     write_placements(placements_out, work.result(block.id, quality))
+
+
+def _doubtful_pixels(
+    sections: Sequence[Section], manifests: Mapping[str, Path], placements: Placements, spacing_mm: float
+) -> dict[str, SectionPixels]:
+    """Coarse pixels of the sections with tissue that the stack could not place, or not surely."""
+    from histomri.io.sections import read_manifest, registration_image
+    from histomri.registration.rescue import SURE
+    from histomri.registration.volume import SectionPixels
+
+    out = {}
+    for section in sections:
+        if section.id not in manifests or placements.sections[section.id].confidence >= SURE:
+            continue
+        manifest = read_manifest(manifests[section.id])
+        if not manifest.is_usable or manifest.tissue_area_mm2 <= 0:
+            continue
+        pixels = SectionPixels(*registration_image(manifest, spacing_mm), section.stain)
+        if pixels.mask.data.sum() >= 16:
+            out[section.id] = pixels
+    return out
+
+
+def _rescue(
+    sections: Sequence[Section],
+    placements: Placements,
+    pixels: Mapping[str, SectionPixels],
+    mri: tuple[Image, Image],
+    block_to_mri: NDArray[np.float64],
+    plan: Refinement,
+) -> tuple[Placements, NDArray[np.float64]]:
+    """Doubtful sections found on their MRI planes, and the pose from all that are sure then, in turns: each helps the other."""
+    from functools import partial
+
+    from histomri.registration.rescue import SURE, MriPlanes, rescue
+    from histomri.registration.slice_to_volume import SliceToVolume
+
+    faces = {s.id: {"auto": (False, True), "none": (False,)}.get(s.flip, (True,)) for s in sections}
+    planes = MriPlanes(mri, search_mm=2.5 * plan.spacing_mm, fine_mm=plan.spacing_mm)
+    for turn in range(RESCUE_TURNS):
+        plane_at = partial(planes.at, block_to_mri=block_to_mri)
+        changed = rescue(placements.sections, pixels, faces, plane_at, placements.block)
+        placements = dataclasses.replace(placements, sections={**placements.sections, **changed})
+        sure = {k: p for k, p in placements.placed.items() if p.confidence >= SURE}
+        _say(f"turn {turn + 1} of {RESCUE_TURNS}: {len(changed)} sections found on their MRI planes, {len(sure)} sure in all")
+        if not changed or len(sure) < 2:
+            break
+        work = SliceToVolume(pixels, sure, block_to_mri, mri, plan)
+        work.update_pose()
+        block_to_mri = work.block_to_mri
+    return placements, block_to_mri
