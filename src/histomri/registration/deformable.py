@@ -107,10 +107,10 @@ def compose(field: Array, update: Array) -> Array:
 
 
 def _displaced(field: Array, update: Array) -> Array:
-    """``u(p + du)``: replicated edges, so the field does not fade at the border."""
-    where = np.stack(np.meshgrid(*map(np.arange, field.shape[:2]), indexing="ij")).astype(np.float32) + np.moveaxis(update, -1, 0)
-    parts = [ndimage.map_coordinates(field[..., k], where, order=1, mode="nearest") for k in range(2)]
-    return np.stack(parts, axis=-1)
+    """``u(p + du)`` for updates of at most a pixel: replicated edges, so the field does not fade at the border."""
+    padded = np.pad(field, [(2, 2), (2, 2), (0, 0)], mode="edge")
+    onto = np.array([[1.0, 0.0, 2.0], [0.0, 1.0, 2.0], [0.0, 0.0, 1.0]])
+    return warp_2d(padded, onto, (field.shape[0], field.shape[1]), update)
 
 
 def jacobian(field: Array) -> Array:
