@@ -63,7 +63,7 @@ def every_25th(tmp_path_factory, shared_data, copies, bench, run_study) -> dict[
 
 def test_sections_10_mm_apart_find_the_pose_of_the_brain(every_25th: dict[str, Any]):
     assert every_25th["tilt_deg"] <= 4.0
-    # found: 7.2 mm, since the pose starts from the two sections that resemble each other, which leave the scale along the axis open;
+    # found: 7.2 mm, since the pose starts from the two sections that resemble each other, which leave the scale along z open;
     # another pose of the brain is several tens of millimetres off
     assert every_25th["plane_distance_mm"]["median"] <= 9.0
 
