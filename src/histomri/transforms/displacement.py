@@ -13,6 +13,7 @@ from histomri.core import Grid
 from histomri.transforms.base import Float, Transform
 
 INVERSE_ITERATIONS = 60
+INVERSE_TOLERANCE_MM = 1e-7
 
 
 def sample_linear(values: np.ndarray, index: Float) -> Float:
@@ -52,20 +53,41 @@ class DisplacementField(Transform):
     def _float64(self) -> Float:
         return np.asarray(self.values, float)
 
+    @cached_property
+    def _in_indices(self) -> Float:
+        """The displacement in indices of the grid."""
+        return np.ascontiguousarray(self._float64 @ self.grid.world_to_index[:-1, :-1].T)
+
     def at(self, points: ArrayLike) -> Float:
         """The displacement in mm at points of shape (..., ndim)."""
-        return sample_linear(self._float64, self.grid.to_index(points))
+        index = self.grid.to_index(points)
+        if self.ndim == 3:
+            return sample_linear(self._float64, index)
+        from histomri.kernels.displacement import displacement_at
+
+        found = displacement_at(self._in_indices, np.ascontiguousarray(index.reshape(-1, 2)))
+        return (found @ self.grid.index_to_world[:-1, :-1].T).reshape(index.shape)
 
     def map(self, points: ArrayLike) -> Float:
         """``p + u(p)``, or its inverse when ``inverted``."""
         points = np.asarray(points, float)
         if not self.inverted:
             return points + self.at(points)
+        return self._inverse_2d(points) if self.ndim == 2 else self._inverse_3d(points)
+
+    def _inverse_2d(self, points: Float) -> Float:
+        from histomri.kernels.displacement import inverted_points
+
+        index = np.ascontiguousarray(self.grid.to_index(points).reshape(-1, 2))
+        tolerance = INVERSE_TOLERANCE_MM / float(self.grid.spacing_mm.max())
+        return self.grid.to_world(inverted_points(self._in_indices, index, tolerance, INVERSE_ITERATIONS)).reshape(points.shape)
+
+    def _inverse_3d(self, points: Float) -> Float:
         guess = points - self.at(points)
         for _ in range(INVERSE_ITERATIONS):
             step = points - guess - self.at(guess)
             guess = guess + step
-            if not step.size or np.nanmax(np.abs(step), initial=0.0) < 1e-7:
+            if not step.size or np.nanmax(np.abs(step), initial=0.0) < INVERSE_TOLERANCE_MM:
                 break
         return guess
 
