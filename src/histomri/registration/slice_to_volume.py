@@ -20,8 +20,9 @@ from histomri.core import Grid, Image
 from histomri.kernels.interpolate import sample_3d, warp_2d
 from histomri.registration.channels import make_channels, match_contrast
 from histomri.registration.deformable import Deformation, fit_deformable
+from histomri.registration.depth import depth_correction, section_depths
 from histomri.registration.linear import Channels, draw_samples, fit_linear
-from histomri.registration.pair import align, prepare, register_pair, scaled, structure_score
+from histomri.registration.pair import align, structure_score
 from histomri.registration.pose import Scaled, refine_pose
 from histomri.registration.volume import SectionPixels, block_grid, on_plane, plane_grid, reconstruct
 from histomri.transforms import Affine
@@ -30,7 +31,8 @@ from histomri.transforms.placement import Placement, Placements
 Float = NDArray[np.float64]
 SURE = 0.5
 DOUBTFUL = 0.3
-RESCUE_MARGIN = 0.02
+VOLUME_SWEEPS = 2
+DEPTH_SECTIONS = 60
 
 
 @dataclass(frozen=True)
@@ -86,13 +88,15 @@ class SliceToVolume:
     def run(self, progress: Callable[[str], None] = lambda _: None) -> None:
         """Affine sweeps, each followed by the 3D step, then deformable sweeps."""
         for sweep in range(self.settings.affine_sweeps):
-            self.update_pose()
+            # the volume finds the way; once it has, single planes are the better judge of depth
+            if sweep < VOLUME_SWEEPS:
+                self.update_pose()
+            if sweep > 0:
+                self.update_depth(progress)
             for turn in (0, 1):
                 self._turn(turn, self._affine)
-            if sweep == 0:
-                self.rescue(progress)
             progress(f"affine sweep {sweep + 1} of {self.settings.affine_sweeps}: mean score {self.mean_score():.4f}")
-        self.update_pose()
+        self.update_depth(progress)
         for sweep in range(self.settings.deformable_sweeps):
             for turn in (0, 1):
                 self._turn(turn, self._deform)
@@ -167,40 +171,6 @@ class SliceToVolume:
         """Structure score of a section as it lies, its deformation included."""
         return structure_score(target, self.section_channels(key), np.eye(3))
 
-    def rescue(self, progress: Callable[[str], None]) -> None:
-        """Sections that no neighbour vouched for search all angles and both faces on their MRI plane; the better place wins."""
-        doubtful = [k for k in self.order if self.placements[k].confidence < DOUBTFUL and not self._is_held(self.placements[k])]
-        found = {k: self._search(k) for k in doubtful}
-        for key, placement in found.items():
-            if placement is not None:
-                self.placements[key] = placement
-                progress(f"{key}: found another place on its MRI plane")
-
-    def _search(self, key: str) -> Placement | None:
-        old = self.placements[key]
-        assert old.affine is not None
-        target = self.target(self.order.index(key))
-        sure = [p.affine for k in self.order if (p := self.placements[k]).confidence >= DOUBTFUL and p.affine is not None]
-        if not sure or not (target.weight > 0).any():
-            return None
-        # block mm are larger than section mm by the usual shrinkage, which the rigid search does not know
-        scale = 1 / float(np.median([abs(np.linalg.det(a.linear)) ** 0.5 for a in sure]))
-        spacing = self.settings.spacing_mm
-        image, mask = self.pixels[key].image, self.pixels[key].mask
-        plane = self.mri_plane(old.position_mm)
-        if not plane[1].data.any() or not mask.data.any():
-            return None
-        moving = prepare(scaled(image, scale), scaled(mask, scale), 2.5 * spacing, spacing)
-        result = register_pair(prepare(*plane, 2.5 * spacing, spacing), moving)
-        matrix = np.diag([1 / scale, 1 / scale, 1.0]) @ result.matrix
-        before = structure_score(target, align(image, mask, old.affine.matrix, self.plane)[1], np.eye(3))
-        after = structure_score(target, align(image, mask, matrix, self.plane)[1], np.eye(3))
-        if after <= before + RESCUE_MARGIN:
-            return None
-        self.first[key] = Affine(matrix, old.affine.from_space, old.affine.to_space)
-        quality = {**old.quality, "source": "mri"}
-        return dataclasses.replace(old, affine=self.first[key], field=None, quality=quality)
-
     def _contrast(self, target: Channels, moving: Channels) -> Channels:
         """The moving channels at the contrast that fits the target best."""
         onto = moving.grid.world_to_index @ self.plane.index_to_world
@@ -240,6 +210,42 @@ class SliceToVolume:
         after = refine_pose(stack, self.mri, self.block_to_mri, (2 * voxel, voxel), models=("affine",))
         if after is not None and (before is None or after.score > before.score):
             self.block_to_mri = after.block_to_mri
+
+    def update_depth(self, progress: Callable[[str], None]) -> None:
+        """Offset, scale and tilt along the cutting axis from the sections' best MRI planes (see ``registration.depth``).
+
+        Kept only where the mean structure score of the sections asked rises.
+        """
+        asked = [k for k in self.order if k in self.large and self.placements[k].confidence >= DOUBTFUL]
+        asked = asked[:: max(1, len(asked) // DEPTH_SECTIONS)]
+        step = max(2 * self.settings.spacing_mm, float(self.mri_grid.spacing_mm.max()))
+        offsets = np.asarray(step * np.arange(-3, 4), np.float64)
+
+        def plane_at(position_mm: float) -> Channels:
+            return make_channels(*self.mri_plane(position_mm), "structure")
+
+        found = [v for k in asked for v in self._depths(k, plane_at, offsets)]
+        if not found:
+            return
+        change = depth_correction(np.array([p for p, _ in found]), np.array([d for _, d in found]))
+        if change is None:
+            return
+        before, kept = self._plane_score(asked, plane_at), self.block_to_mri
+        self.block_to_mri = kept @ change
+        after = self._plane_score(asked, plane_at)
+        if after < before:
+            self.block_to_mri = kept
+        ends = [change[0, 3] + (change[0, 0] - 1) * self.placements[k].position_mm for k in (self.order[0], self.order[-1])]
+        progress(
+            f"depth: {ends[0]:+.3f} mm at the first section, {ends[1]:+.3f} mm at the last, score {before:.4f} -> {after:.4f}"
+        )
+
+    def _depths(self, key: str, plane_at: Callable[[float], Channels], offsets: Float) -> list[tuple[Float, float]]:
+        return section_depths(self.placements[key].position_mm, self.section_channels(key), plane_at, offsets)
+
+    def _plane_score(self, asked: list[str], plane_at: Callable[[float], Channels]) -> float:
+        planes = ((plane_at(self.placements[k].position_mm), k) for k in asked)
+        return float(np.mean([structure_score(plane, self.section_channels(k), np.eye(3)) for plane, k in planes]))
 
     def mean_score(self) -> float:
         """Mean of the sections' last structure scores."""

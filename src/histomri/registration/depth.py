@@ -1,0 +1,88 @@
+"""Through-plane correction of the pose from the sections themselves.
+
+Each section is held, in four quarters, against the MRI planes before and behind its own; where its structure fits best says how
+far off the pose is there. A robust linear fit over all of them, ``d = a + b z + c y + e x``, corrects offset, scale along the
+cutting axis and tilt. A volume registration is biased here, since the texture of a stack is frayed along its axis; single planes
+are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histomri.registration.linear import Channels
+
+Float = NDArray[np.float64]
+MIN_QUARTER_PX = 200
+MIN_VALUES = 12
+
+
+def quarter_scores(target: Channels, section: Channels) -> list[tuple[Float, float, float]]:
+    """Per quarter of the section's tissue: its centre (y, x) in mm, the structure cosine there, and its tissue pixels."""
+    inside = section.data[..., -1] > 0.5
+    nodes = np.argwhere(inside)
+    if len(nodes) < 4 * MIN_QUARTER_PX:
+        return []
+    middle = np.median(nodes, axis=0)
+    rows, columns = np.indices(inside.shape)
+    out = []
+    for low in (True, False):
+        for left in (True, False):
+            here = ((rows <= middle[0]) == low) & ((columns <= middle[1]) == left)
+            f, m = target.data[here][:, :-1], section.data[here][:, :-1]
+            norm = float(np.sqrt(float((f**2).sum()) * float((m**2).sum())))
+            tissue = np.argwhere(here & inside)
+            centre = section.grid.to_world(tissue.mean(axis=0)) if len(tissue) else section.grid.centre_mm
+            out.append((centre, float((f * m).sum()) / (norm + 1e-9), float(len(tissue))))
+    return out
+
+
+def peak(offsets: Float, scores: Float) -> float:
+    """Where a parabola through the best score and its two neighbours has its top; NaN where the best is at an end."""
+    best = int(scores.argmax())
+    if best in (0, len(scores) - 1):
+        return float("nan")
+    a, b, c = scores[best - 1 : best + 2]
+    return float(offsets[best] + 0.5 * (offsets[best + 1] - offsets[best]) * (a - c) / (a - 2 * b + c - 1e-12))
+
+
+def section_depths(
+    position_mm: float, section: Channels, plane_at: Callable[[float], Channels], offsets: Float
+) -> list[tuple[Float, float]]:
+    """Block points (z, y, x) of the quarters of a section and by how many mm the best MRI plane lies behind their own."""
+    scores = [quarter_scores(plane_at(position_mm + float(d)), section) for d in offsets]
+    if not scores[0]:
+        return []
+    out = []
+    for q in range(4):
+        centre, _, pixels = scores[0][q]
+        found = peak(offsets, np.array([s[q][1] for s in scores]))
+        if pixels >= MIN_QUARTER_PX and np.isfinite(found):
+            out.append((np.array([position_mm, *centre]), found))
+    return out
+
+
+def depth_correction(points: Float, depths: Float) -> Float | None:
+    """The correction (4, 4) of block points, ``z <- z + a + b z + c y + e x``; None where there is too little to fit.
+
+    Iteratively re-weighted least squares with Tukey's weights.
+    """
+    if len(depths) < MIN_VALUES or float(np.ptp(points[:, 0])) <= 0:
+        return None
+    middle = points.mean(axis=0)
+    design = np.concatenate([np.ones((len(points), 1)), points - middle], axis=1)
+    weight = np.ones(len(depths))
+    fit = np.zeros(4)
+    for _ in range(20):
+        root = np.sqrt(weight)
+        fit = np.linalg.lstsq(design * root[:, None], depths * root, rcond=None)[0]
+        residual = depths - design @ fit
+        spread = 4.685 * (1.4826 * float(np.median(np.abs(residual))) + 1e-6)
+        weight = np.clip(1 - (residual / spread) ** 2, 0, None) ** 2
+    out = np.eye(4)
+    out[0, :3] += fit[1:]
+    out[0, 3] = fit[0] - float(fit[1:] @ middle)
+    return out
