@@ -1,0 +1,72 @@
+"""Depth from single planes: a planted offset, scale and tilt come out, whatever a few bad sections say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from histomri.core import Grid
+from histomri.registration.depth import depth_correction, peak, section_depths
+from histomri.registration.linear import Channels
+
+
+def scattered(seed: int, n: int = 120) -> np.ndarray:
+    return np.random.default_rng(seed).uniform((0, -20, -30), (60, 25, 30), (n, 3))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_offset_scale_and_tilt_come_out_despite_bad_sections(share: float) -> None:
+    points = scattered(1)
+    true = np.array([0.4, 0.012, -0.01, 0.006])
+    depths = true[0] + points @ true[1:]
+    random = np.random.default_rng(2)
+    bad = random.random(len(points)) < share
+    depths = np.where(bad, random.uniform(-3, 3, len(points)), depths + random.normal(scale=0.05, size=len(points)))
+    change = depth_correction(points, depths)
+    assert change is not None
+    found = change[0, :3] @ points.T + change[0, 3] - points[:, 0]
+    assert np.abs(found - (true[0] + points @ true[1:])).max() < 0.08
+    assert np.array_equal(change[1:], np.eye(4)[1:]), "only depth may change"
+
+
+def test_too_few_sections_change_nothing() -> None:
+    points = scattered(3, 8)
+    assert depth_correction(points, np.ones(8)) is None
+
+
+def test_sections_in_one_plane_change_nothing() -> None:
+    points = scattered(4)
+    points[:, 0] = 3.0
+    assert depth_correction(points, np.ones(len(points))) is None
+
+
+@pytest.mark.parametrize("top", [-0.7, 0.0, 0.45])
+def test_peak_of_a_parabola_is_exact(top: float) -> None:
+    offsets = np.arange(-3, 4) * 0.5
+    assert peak(offsets, 1 - (offsets - top) ** 2) == pytest.approx(top, abs=1e-9)
+
+
+def test_best_plane_at_the_end_of_the_range_is_not_believed() -> None:
+    offsets = np.arange(-3, 4) * 0.5
+    assert np.isnan(peak(offsets, offsets))
+
+
+def texture(z: float, n: int = 64) -> Channels:
+    """Structure that turns into something else over a few mm of depth, on a square of tissue."""
+    y, x = np.indices((n, n)) / n
+    data = np.stack([np.cos(9 * y + 1.1 * z), np.sin(11 * x - 0.9 * z), np.cos(7 * (x + y) + 1.3 * z), np.ones((n, n))], axis=-1)
+    return Channels(Grid((n, n), 0.5), data.astype(np.float32), np.ones((n, n), np.float32))
+
+
+def test_section_says_how_far_off_its_plane_is_in_each_quarter() -> None:
+    offsets = 0.25 * np.arange(-3, 4)
+    found = section_depths(10.0, texture(10.2), texture, offsets)
+    assert len(found) == 4
+    assert [round(float(p[0]), 6) for p, _ in found] == [10.0] * 4
+    assert np.allclose([d for _, d in found], 0.2, atol=0.03)
+
+
+def test_section_without_tissue_says_nothing() -> None:
+    empty = texture(0.0)
+    empty.data[..., -1] = 0
+    assert section_depths(0.0, empty, texture, 0.25 * np.arange(-3, 4)) == []
