@@ -23,8 +23,9 @@ from histomri.evaluation import (
     transform_parts,
     volume_on_plane,
 )
+from histomri.evaluation.block import BlockMeasurer, SectionImage, place_all
 from histomri.transforms import Affine, DisplacementField
-from histomri.transforms.placement import Placement
+from histomri.transforms.placement import Placement, Placements
 
 
 def affine(rotation_deg, scale_x, scale_y, shear, mirror):
@@ -179,3 +180,38 @@ def test_another_stain_is_no_outlier():
 def test_too_few_peers_judge_nobody():
     few = evidence(6, mask_dice=0.8)[3:6]
     assert not any(flag_sections(few, Thresholds()))
+
+
+def _opened(points, half_mm):
+    """Where points of whole tissue are once a crack from the left edge past the middle has opened along y = 6 mm."""
+    off = points[..., 0] - 6.0
+    push = np.where(points[..., 1] < 8.0, np.sign(off) * half_mm * np.exp(-np.abs(off) / 1.5), 0.0)
+    return np.stack([push, np.zeros_like(push)], axis=-1)
+
+
+def test_a_crack_that_the_deformation_closed_is_missing_tissue_all_the_same():
+    grid = Grid((121, 121), np.array([0.1, 0.1]))
+    points = grid.points()
+    whole = ((points > 2) & (points < 10)).all(axis=-1)
+    crack = (np.abs(points[..., 0] - 6.0) < 0.3) & (points[..., 1] < 8.0)
+    slides = {f"s{i}": Image(grid, (whole & ~(crack & (i == 2))).astype(np.float32)) for i in range(5)}
+    images = {k: SectionImage("he", i, i.with_data(i.data > 0)) for k, i in slides.items()}
+    closing = DisplacementField(grid, _opened(points, 0.35))
+    placed = {k: Placement(k, float(k[1:]), Affine(np.eye(3)), closing if k == "s2" else None) for k in images}
+    sections = place_all(images, Placements("b", placed), grid)
+    assert sections[2].mask[whole].mean() > 0.99  # next to its neighbours it looks whole
+    measures = BlockMeasurer(grid, sections, Placements("b", placed), images=images).measure_all(2)
+    missing = {k: m.neighbours.missing for k, m in measures.items()}
+    assert missing.pop("s2") > 0.03 and max(missing.values()) == 0
+
+
+def test_a_sulcus_that_opened_near_the_outline_is_no_crack():
+    grid = Grid((121, 121), np.array([0.1, 0.1]))
+    points = grid.points()
+    whole = ((points > 2) & (points < 10)).all(axis=-1)
+    sulcus = (np.abs(points[..., 0] - 6.0) < 0.3) & (points[..., 1] < 2.3)
+    images = {f"s{i}": Image(grid, (whole & ~(sulcus & (i == 2))).astype(np.float32)) for i in range(5)}
+    known = {k: SectionImage("he", i, i.with_data(i.data > 0)) for k, i in images.items()}
+    record = Placements("b", {k: Placement(k, float(k[1:]), Affine(np.eye(3))) for k in known})
+    measures = BlockMeasurer(grid, place_all(known, record, grid), record, images=known).measure_all(2)
+    assert max(m.neighbours.missing for m in measures.values()) == 0

@@ -64,7 +64,7 @@ class Thresholds:
     min_confidence: float = 0.2
     max_folding: float = 0.0
     max_nmi_loss: float = 0.01
-    min_missing: float = 0.008
+    min_missing: float = 0.006
     min_extra: float = 0.04
     min_blotch: float = 0.08
     min_stain_change: float = 0.25

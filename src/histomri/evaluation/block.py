@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from histomri.core import Grid, Image
-from histomri.evaluation.neighbours import NeighbourEvidence, PlacedSection, compare
+from histomri.evaluation.neighbours import NeighbourEvidence, PlacedSection, Undeformed, compare
 from histomri.evaluation.overlap import best_threshold, dice, nmi
-from histomri.evaluation.planes import Float32, Mask, section_on_plane, volume_on_plane
+from histomri.evaluation.planes import Float32, Mask, section_on_plane, section_undeformed, volume_on_plane
 from histomri.evaluation.regularity import Deformation, contour_roughness, deformation
 from histomri.transforms import Affine
 from histomri.transforms.placement import Placement, Placements
@@ -113,6 +113,7 @@ class BlockMeasurer:
     """Measures the sections of one block, all placed on ``grid``.
 
     ``before`` and ``mri_before`` are the sections and the MRI as they lay before refinement, by section id; None without.
+    ``images`` are the sections before they were placed, in which cracks are sought that the deformation closed.
     """
 
     grid: Grid
@@ -121,6 +122,14 @@ class BlockMeasurer:
     mri: BlockMri | None = None
     before: Mapping[str, PlacedSection] | None = None
     mri_before: BlockMri | None = None
+    images: Mapping[str, SectionImage] = field(default_factory=dict)
+
+    def _compare(self, i: int, reach: int, trusted: AbstractSet[str] | None, tissue: Mask | None) -> NeighbourEvidence:
+        s = self.sections[i]
+        free = self.images.get(s.id)
+        placement = self.placements.sections[s.id]
+        loose = Undeformed(*section_undeformed(free.image, free.mask, placement, self.grid)) if free else None
+        return compare(self.sections, i, reach, trusted, tissue, loose)
 
     def measure(self, i: int, reach: int) -> SectionMeasures:
         """The measures of the ``i``-th section in order of position."""
@@ -134,7 +143,7 @@ class BlockMeasurer:
             nmi_after=nmi_after,
             deformation=deformation(self.placements.sections[s.id], self.grid, s.mask),
             tissue_px=int(s.mask.sum()),
-            neighbours=compare(self.sections, i, reach, None, plane[1] if plane else None),
+            neighbours=self._compare(i, reach, None, plane[1] if plane else None),
         )
 
     def measure_all(self, reach: int, threads: int = 1) -> dict[str, SectionMeasures]:
@@ -154,7 +163,7 @@ class BlockMeasurer:
         def again(i: int) -> SectionMeasures:
             s = self.sections[i]
             tissue = self.mri.on_plane(self.grid, s.position_mm)[1] if self.mri else None
-            return replace(measures[s.id], neighbours=compare(self.sections, i, reach, trusted, tissue))
+            return replace(measures[s.id], neighbours=self._compare(i, reach, trusted, tissue))
 
         with ThreadPoolExecutor(threads) as pool:
             return {m[0].id: m[1] for m in zip(self.sections, pool.map(again, range(len(self.sections))), strict=True)}

@@ -22,6 +22,7 @@ Mask = NDArray[np.bool_]
 
 LOST_SHARE = 0.15  # a pixel this much fainter than the section's tissue is none: a crack, a hole, a torn-off piece
 TOLERANCE = 2  # pixels of misplacement that are forgiven along outlines
+DEPTH = 0.035  # of the square root of the tissue's area: what is missing less deep than this may be a sulcus that opened
 BLOTCH, BLOTCH_END = 0.3, 0.6  # natural logarithm of the staining ratio that makes a blotch, inside a stack and at its ends
 NOT_COMPARED = float("nan")
 Trusted = AbstractSet[str] | None
@@ -38,15 +39,36 @@ class PlacedSection:
     mask: Mask
 
 
+@dataclass(frozen=True, eq=False)
+class Undeformed:
+    """A section before its deformation: image and tissue mask on its plane's grid under the affine alone, and ``lies_at``,
+    the index (y, x) of the place on that grid to which the deformation takes each pixel (None where there is none).
+
+    A deformation closes a crack, as it should, so that next to its neighbours the section looks whole. Here it is open.
+    """
+
+    image: Float32
+    mask: Mask
+    lies_at: Float32 | None = None
+
+    def sees(self, mask: Mask) -> Mask:
+        """A mask of the plane, as it looks from the undeformed section."""
+        if self.lies_at is None:
+            return mask
+        y, x = np.ascontiguousarray(self.lies_at[..., 0]), np.ascontiguousarray(self.lies_at[..., 1])
+        return np.asarray(cv2.remap(mask.astype(np.float32), x, y, cv2.INTER_LINEAR) >= 0.5)
+
+
 @dataclass(frozen=True)
 class NeighbourEvidence:
     """How a section differs from its neighbours; NaN where it has none to be compared with.
 
     ``similarity``: squared local correlation, median over the neighbours. ``overlap``: Dice with their common tissue.
-    ``missing``: the largest piece of the tissue they have and it lacks, as a share of theirs. ``extra``: share of its tissue
-    that none of them has. ``blotch``: share of its tissue stained otherwise than theirs, but for the overall difference.
-    ``stain_ratio``: its staining over theirs. At the ends of a stack all neighbours are on one side; what they say is an
-    extrapolation then, and ``similarity`` and ``overlap`` are lower for good sections too (``one_sided``).
+    ``missing``: the largest piece of the tissue they have and it lacks before its deformation, as a share of theirs.
+    ``extra``: share of its tissue that none of them has. ``blotch``: share of its tissue stained otherwise than theirs, but
+    for the overall difference. ``stain_ratio``: its staining over theirs. At the ends of a stack all neighbours are on one
+    side; what they say is an extrapolation then, and ``similarity`` and ``overlap`` are lower for good sections too
+    (``one_sided``).
     """
 
     similarity: float = NOT_COMPARED
@@ -105,12 +127,18 @@ def log_stain_map(section: PlacedSection, model: Float32, common: Mask, window: 
 
 
 def compare(
-    sections: Sequence[PlacedSection], i: int, reach: int = 2, trusted: Trusted = None, mri_tissue: Mask | None = None
+    sections: Sequence[PlacedSection],
+    i: int,
+    reach: int = 2,
+    trusted: Trusted = None,
+    mri_tissue: Mask | None = None,
+    undeformed: Undeformed | None = None,
 ) -> NeighbourEvidence:
     """Section ``i`` of sections in order of position against its ``trusted`` neighbours (see :func:`nearest`).
 
     Staining is compared with neighbours of its stain, outlines with the nearest of any stain, and with ``mri_tissue``, the
-    MRI's mask on its plane, where there is one: only what neighbours and MRI agree on is missing, or extra.
+    MRI's mask on its plane, where there is one: only what neighbours and MRI agree on is missing, or extra. What is missing is
+    sought in the ``undeformed`` section where that is given.
     """
     here = sections[i]
     near = nearest(sections, i, reach, True, trusted)
@@ -126,7 +154,7 @@ def compare(
     return NeighbourEvidence(
         similarity=float(np.median([local_ncc(here.image, o.image, here.mask & o.mask) for o in others])),
         overlap=dice(here.mask, share >= 0.5),
-        missing=_missing_share(here, share, mri_tissue),
+        missing=_missing_share(undeformed or Undeformed(here.image, here.mask), share, mri_tissue),
         extra=_extra_share(here, share, mri_tissue),
         blotch=staining.blotch_share(BLOTCH_END if _is_one_sided(i, near) else BLOTCH),
         stain_ratio=staining.ratio if staining.comparable else NOT_COMPARED,
@@ -134,19 +162,22 @@ def compare(
     )
 
 
-def _missing_share(here: PlacedSection, share: NDArray[np.float64], mri_tissue: Mask | None) -> float:
+def _missing_share(here: Undeformed, share: NDArray[np.float64], mri_tissue: Mask | None) -> float:
     """Share of the tissue that is surely to be expected, well inside of the outlines, that is missing in one piece.
 
-    Vessels and sulci that shift between sections miss in many small pieces; a crack or a torn-off part is a large one.
+    Vessels and sulci that shift between sections miss in many small pieces or near the outlines; a crack or a torn-off part
+    is a large piece and goes deep.
     """
     expected = share >= 0.75 if mri_tissue is None else (share >= 0.75) & mri_tissue
-    sure = _shrink(expected, TOLERANCE)
+    sure = here.sees(_shrink(expected, max(TOLERANCE, round(DEPTH * float(expected.sum()) ** 0.5))))
+    if not sure.any() or not here.mask.any():
+        return NOT_COMPARED
     lost = ~here.mask | (here.image < LOST_SHARE * np.median(here.image[here.mask]))
     pieces = cv2.morphologyEx((sure & lost).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     # a crack that tissue bridges here and there is one crack
     _, labels = cv2.connectedComponents(_grow(pieces > 0, TOLERANCE).astype(np.uint8), connectivity=8)
     areas = np.bincount(labels[pieces > 0], minlength=2)
-    return float(areas.max() / max(int(sure.sum()), 1))
+    return float(areas.max() / int(sure.sum()))
 
 
 def _extra_share(here: PlacedSection, share: NDArray[np.float64], mri_tissue: Mask | None) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 
 import cv2
@@ -63,6 +64,16 @@ def section_on_plane(image: Image, mask: Image, placement: Placement, grid: Grid
     points = placement.block_to_section.map(grid.points())
     inside = sample_2d(mask.with_data(np.asarray(mask.data, np.float32)), points) >= 0.5
     return sample_2d(image, points), inside
+
+
+def section_undeformed(image: Image, mask: Image, placement: Placement, grid: Grid) -> tuple[Float32, Mask, Float32 | None]:
+    """A section and its mask as :func:`section_on_plane` gives them, but under its affine alone, and the index on the grid
+    to which its deformation takes each pixel: (*grid.shape, 2), None without a deformation."""
+    image_there, mask_there = section_on_plane(image, mask, dataclasses.replace(placement, field=None), grid)
+    if placement.field is None:
+        return image_there, mask_there, None
+    lies_at = grid.to_index(placement.field.inverse().map(grid.points()))
+    return image_there, mask_there, np.nan_to_num(lies_at, nan=-1e4).astype(np.float32)
 
 
 def plane_points(grid: Grid, position_mm: float) -> NDArray[np.float64]:

@@ -50,7 +50,7 @@ class EvaluateSettings:
     min_confidence: float = 0.2
     max_folding: float = 0.0
     max_nmi_loss: float = 0.01
-    min_missing: float = 0.008
+    min_missing: float = 0.006
     min_extra: float = 0.04
     min_blotch: float = 0.08
     min_stain_change: float = 0.25
@@ -143,7 +143,7 @@ def _measurer(placed: PlacedBlock, initial: Path | None, pose: Mapping[str, Any]
     if initial is not None and pose_alone is not None:
         before = {s.id: s for s in place_all(placed.images, read_placements(initial), placed.grid, threads)}
     now = placed.mri(placed.placements.mri_to_block)
-    return BlockMeasurer(placed.grid, placed.sections, placed.placements, now, before, placed.mri(pose_alone))
+    return BlockMeasurer(placed.grid, placed.sections, placed.placements, now, before, placed.mri(pose_alone), placed.images)
 
 
 def _background(manifest: SectionManifest) -> float:
