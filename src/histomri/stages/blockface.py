@@ -30,8 +30,8 @@ class BlockfaceSettings:
     fine_px: int = 220
     min_score: float = 0.0
     deformable: bool = True
-    window_px: float = 5.0
-    stiffness_px: float = 1.0
+    window_px: float = 12.0
+    stiffness_px: float = 2.0
     chunk_px: int = 512
     codec: str = "zstd"
 
