@@ -16,5 +16,9 @@ def test_ruff(checkout: Path) -> None:
     assert outcome(checkout, "ruff", "check", "--no-cache", ".") == ""
 
 
+def test_format(checkout: Path) -> None:
+    assert outcome(checkout, "ruff", "format", "--check", "--no-cache", ".") == ""
+
+
 def test_strict_types(checkout: Path) -> None:
     assert outcome(checkout, "mypy") == ""
