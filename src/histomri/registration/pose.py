@@ -109,7 +109,8 @@ def find_pose(
     best = finer if finer is not None else found[0]
     others = [c for c in found[1:] if different(c.block_to_mri, found[0].block_to_mri, stack.mask)]
     rivals = sorted([*others, *_refined(stack, mri, refused, coarse, progress)], key=lambda c: -c.quality)
-    lead = found[0].quality - rivals[0].quality if rivals else found[0].quality
+    # without a rival there is nothing to be surer of than
+    lead = found[0].quality - rivals[0].quality if rivals else 0.0
     return PoseResult(best, confidence(lead), [best, found[0], *rivals])
 
 
@@ -247,7 +248,7 @@ def refine_pose(
     spacings_mm: tuple[float, ...],
     models: tuple[str, ...] = ("rigid", "scaling", "affine"),
 ) -> PoseCandidate | None:
-    """Gauss-Newton on structure channels over the models and spacings; None where the result is not anatomically possible."""
+    """Gauss-Newton on structure channels over models and spacings, while the scales stay possible (None: not even the start)."""
     matrix = start
     for spacing in spacings_mm:
         fixed = make_channels(*stack.at(spacing), "structure")
@@ -256,9 +257,13 @@ def refine_pose(
         for model in models:
             aligned = align_3d(*fine_mri, matrix, fixed.grid)
             aligned = match_contrast(fixed, aligned, _inner(aligned, fixed.grid))
-            matrix = matrix @ fit_linear(samples, aligned, np.eye(4), model, iterations=20).matrix
-            if not possible(matrix):
-                return None
+            finer = matrix @ fit_linear(samples, aligned, np.eye(4), model, iterations=20).matrix
+            if not possible(finer):
+                # a few slices leave the scale along their axis open, and it runs away: what came before is what they can tell
+                break
+            matrix = finer
+    if not possible(matrix):
+        return None
     return _judge(stack, mri, matrix, spacings_mm[-1])
 
 

@@ -76,6 +76,9 @@ def find_pose(
         settings.candidates,
         progress=_say,
     )
+    # a pose from a few of the sections speaks for the others less
+    share = min(1.0, 2 * len(sure) / max(len(placements.sections), 1))
+    result = dataclasses.replace(result, confidence=result.confidence * share)
     write_json(pose, _pose_record(block, result))
     if result.confidence < settings.min_confidence:
         raise RegistrationError(
