@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from histomri.registration.pose import PoseCandidate, PoseResult
     from histomri.registration.slice_to_volume import Refinement
     from histomri.registration.volume import SectionPixels
-    from histomri.transforms.placement import Placements
+    from histomri.transforms.placement import Placement, Placements
 
 RESCUE_TURNS = 2
+SURE = 0.3
+MOUNTED = 0.31
 
 
 @dataclass(frozen=True)
@@ -64,27 +66,58 @@ def find_pose(
     placements = read_placements(placements_in)
     size = tissue_size_mm(sections, manifests)
     pixels = load_pixels(sections, manifests, placements, size / settings.work_px)
-    sure = {k: p for k, p in placements.placed.items() if p.confidence > 0.3} or placements.placed
-    grid = block_grid(pixels, sure, size / settings.volume_px)
-    stack = reconstruct(pixels, sure, grid, gap_mm(placements, settings))
-    hands = {"no": (False,), "yes": (True,), "auto": (False, True)}[block.mirror]
-    result = search(
-        Scaled(*stack),
-        Scaled(*load_mri(block, size / settings.volume_px)),
-        hands,
-        settings.rotations,
-        settings.candidates,
-        progress=_say,
-    )
+    sure = {k: p for k, p in placements.placed.items() if p.confidence > SURE} or placements.placed
     # a pose from a few of the sections speaks for the others less
     share = min(1.0, 2 * len(sure) / max(len(placements.sections), 1))
-    result = dataclasses.replace(result, confidence=result.confidence * share)
-    write_json(pose, _pose_record(block, result))
+    hypotheses = {"neighbours": (sure, share)}
+    if share < 1:
+        pixels |= _doubtful_pixels(sections, manifests, placements, size / settings.work_px)
+        hypotheses["mounted"] = (as_mounted(placements, pixels), 1.0)
+    mri = Scaled(*load_mri(block, size / settings.volume_px))
+    hands = {"no": (False,), "yes": (True,), "auto": (False, True)}[block.mirror]
+    results: dict[str, PoseResult] = {}
+    for name, (placed, weight) in hypotheses.items():
+        grid = block_grid(pixels, placed, size / settings.volume_px)
+        stack = Scaled(*reconstruct(pixels, placed, grid, gap_mm(placements, settings)))
+        try:
+            found = search(stack, mri, hands, settings.rotations, settings.candidates, progress=_say)
+        except RegistrationError as error:
+            _say(f"sections as by {name}: {error}")
+            continue
+        results[name] = dataclasses.replace(found, confidence=found.confidence * weight)
+        _say(f"sections as by {name}: quality {found.best.quality:.3f}, confidence {results[name].confidence:.2f}")
+    if not results:
+        raise RegistrationError(
+            f"Block {block.id!r}: no pose in the MRI is anatomically possible; check pixel sizes and positions."
+        )
+    chosen = max(results, key=lambda name: (results[name].confidence, name))
+    result = results[chosen]
+    write_json(pose, {**_pose_record(block, result), "sections_as": chosen})
     if result.confidence < settings.min_confidence:
         raise RegistrationError(
             f"Block {block.id!r}: the pose in the MRI has confidence {result.confidence:.2f}, less than mri.min_confidence = "
             f"{settings.min_confidence}; see the candidates in {pose}, or lower mri.min_confidence to go on with the best one."
         )
+
+
+def as_mounted(placements: Placements, pixels: Mapping[str, SectionPixels]) -> dict[str, Placement]:
+    """All sections upright as on their slides, their tissue centred: what is left where neighbours do not resemble each other.
+
+    Most laboratories mount sections the same way up; the MRI planes decide in the end.
+    """
+    import numpy as np
+
+    from histomri.transforms import Affine
+
+    out = {}
+    for key, shown in pixels.items():
+        nodes = np.argwhere(shown.mask.data)
+        if len(nodes):
+            centre = shown.mask.grid.to_world(nodes.mean(axis=0))
+            affine = Affine.from_parts(np.eye(2), centre, f"block:{placements.block}", f"section:{key}")
+            flags = ("no neighbour resembles it; taken as it is mounted on its slide",)
+            out[key] = dataclasses.replace(placements.sections[key], affine=affine, field=None, flags=flags, confidence=MOUNTED)
+    return out
 
 
 def _say(text: str) -> None:
@@ -239,8 +272,10 @@ def refine(
     start = np.linalg.inv(np.array(found["mri_to_block"]))
     mri = load_mri(block, spacing)
     unsure = _doubtful_pixels(sections, manifests, placements, spacing)
-    if unsure:
-        pixels |= unsure
+    pixels |= unsure
+    if found["sections_as"] == "mounted":
+        placements = dataclasses.replace(placements, sections={**placements.sections, **as_mounted(placements, pixels)})
+    elif unsure:
         placements, start = _rescue(sections, placements, pixels, mri, start, plan)
     work = SliceToVolume(pixels, placements.sections, start, mri, plan)
     work.run(progress=_say)
