@@ -1,0 +1,63 @@
+"""What every registration pipeline takes and hands back, so that ``register`` can call any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histomri.core import Image
+from histomri.transforms.base import Transform
+
+Float = NDArray[np.float64]
+Progress = Callable[[float, str], None]
+STATUSES = ("converged", "stopped", "failed")
+
+
+def silent(share: float, doing: str) -> None:
+    """A progress report that nobody reads."""
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One image as registration sees it, in 2D or 3D.
+
+    ``image`` is float32, (*shape), one channel, finite; ``mask`` bool on the same grid, True = use. In 2D tissue is bright on a
+    background of 0 (optical-density like) and what lies outside the mask is not erased.
+    """
+
+    image: Image
+    mask: Image
+
+
+@dataclass(frozen=True, eq=False)
+class Guide:
+    """What the user knows beforehand. ``search`` False: the images lie about right in their world already.
+
+    ``landmarks`` are corresponding points, fixed and moving, each (n, ndim) in mm and array order; they guide, and need not be exact.
+    """
+
+    search: bool = True
+    landmarks: tuple[Float, Float] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """What a pipeline found.
+
+    ``transform`` maps fixed mm to moving mm: an ``Affine``, or a ``Chain`` of a ``DisplacementField`` on a grid over the fixed
+    image and then an ``Affine``. ``status`` is converged (a criterion ended it), stopped (the count or the time did) or failed (the
+    best so far, not to be trusted), ``reason`` says why in words. ``before`` and ``after`` are the dissimilarity ``metric`` of the images
+    as they lay and as they lie now, lower is better; ``trace`` its values on the way.
+    """
+
+    transform: Transform
+    status: str
+    reason: str
+    metric: str
+    before: float
+    after: float
+    trace: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
