@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from histomri.backend import array_module
+
 Float = NDArray[np.float64]
+
+
+def tails(values: Any, tail_percent: float) -> tuple[float, float]:
+    """The ``tail_percent`` percentiles from both ends of all values (NumPy or CuPy); 0 and 1 where there are none."""
+    if not values.size:
+        return 0.0, 1.0
+    low, high = array_module(values).percentile(values, [tail_percent, 100 - tail_percent])
+    return float(low), float(high)
 
 
 def levels(values: ArrayLike, bins: int, tail_percent: float) -> NDArray[np.intp]:
     """Bin (0 to ``bins`` - 1) of each value between the ``tail_percent`` percentiles of both ends; beyond is clipped."""
     values = np.asarray(values, float).ravel()
-    low, high = np.percentile(values, [tail_percent, 100 - tail_percent]) if values.size else (0.0, 1.0)
-    scaled = (values - low) / max(float(high - low), 1e-12)
+    low, high = tails(values, tail_percent)
+    scaled = (values - low) / max(high - low, 1e-12)
     return np.asarray(np.clip(scaled * bins, 0, bins - 1).astype(np.intp), np.intp)
 
 

@@ -1,0 +1,41 @@
+"""Correlation of the whole images: for one modality under any brightness and contrast.
+
+With weighted moments over all voxels, ``W = sum w``:
+
+    r = cov(f, m) / (s_f s_m),   value = 1 - r
+    force = -w / W ((f - mean_f) / (s_f s_m) - r (m - mean_m) / s_m^2)
+"""
+
+from __future__ import annotations
+
+from histomri.backend import array_module
+from histomri.kernels.similarity.channels import Array, mean_over_channels
+
+CONSTANT = 1e-13  # of the mean square: a variance below this share is rounding
+
+
+def ncc_reference(fixed: Array, warped: Array, weight: Array) -> tuple[float, Array]:
+    """Value (1 where an image does not vary or nothing has weight) and force (*shape, c) as array formulas; NumPy or CuPy."""
+    return mean_over_channels(_one_channel_reference, fixed, warped, weight)
+
+
+def _one_channel_reference(fixed: Array, warped: Array, weight: Array) -> tuple[float, Array]:
+    xp = array_module(warped)
+    w = weight.astype(xp.float64)
+    total = float(w.sum())
+    if total <= 0:
+        return 1.0, xp.zeros_like(warped)
+    w = w / total
+    f, m = (a.astype(xp.float64) - float((w * a).sum()) for a in (fixed, warped))
+    squares = [float((w * a.astype(xp.float64) ** 2).sum()) for a in (fixed, warped)]
+    var_f, var_m = float((w * f * f).sum()), float((w * m * m).sum())
+    if var_f <= CONSTANT * squares[0] or var_m <= CONSTANT * squares[1]:
+        return 1.0, xp.zeros_like(warped)
+    scale = (var_f * var_m) ** -0.5
+    r = float((w * f * m).sum()) * scale
+    return 1 - r, (w * (r / var_m * m - scale * f)).astype(warped.dtype)
+
+
+def ncc(fixed: Array, warped: Array, weight: Array) -> tuple[float, Array]:
+    """Value and force of ``1 - r`` (see the module)."""
+    return ncc_reference(fixed, warped, weight)

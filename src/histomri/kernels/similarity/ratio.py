@@ -1,0 +1,57 @@
+"""Correlation ratio: for contrasts where the warped value is some function of the fixed one (Roche et al. 1998).
+
+With fixed values between 0 and 1 shared among the bins k by linear :mod:`windows` s, ``W = sum w``:
+
+    N_k = sum_i w_i s_k(f_i) / W,   M_k = sum_i w_i s_k(f_i) m_i / W / N_k
+    explained = sum_k N_k M_k^2 - mean_m^2,   value = 1 - explained / var_m
+    force_i = 2 w_i / (W var_m) ((1 - value) (m_i - mean_m) - (sum_k s_k(f_i) M_k - mean_m))
+"""
+
+from __future__ import annotations
+
+from histomri.backend import array_module
+from histomri.kernels.similarity.channels import Array, mean_over_channels
+from histomri.kernels.similarity.correlation import CONSTANT
+from histomri.kernels.similarity.windows import shares
+
+BINS = 32
+
+
+def cr_reference(fixed: Array, warped: Array, weight: Array, bins: int = BINS) -> tuple[float, Array]:
+    """Value (1 where an image does not vary or nothing has weight) and force (*shape, c) as array formulas; NumPy or CuPy."""
+
+    def one_channel(f: Array, m: Array, w: Array) -> tuple[float, Array]:
+        return _one_channel_reference(f, m, w, bins)
+
+    return mean_over_channels(one_channel, fixed, warped, weight)
+
+
+def _one_channel_reference(fixed: Array, warped: Array, weight: Array, bins: int) -> tuple[float, Array]:
+    xp = array_module(warped)
+    w = weight.astype(xp.float64)
+    total = float(w.sum())
+    if total <= 0:
+        return 1.0, xp.zeros_like(warped)
+    w = w / total
+    mean = float((w * warped).sum())
+    m = warped.astype(xp.float64) - mean
+    variance = float((w * m * m).sum())
+    if variance <= CONSTANT * (variance + mean * mean):
+        return 1.0, xp.zeros_like(warped)
+    first, share = shares(fixed, bins, "linear")
+    count, summed = (_binned(first, share, values, bins) for values in (w, w * m))
+    means = xp.where(count > 0, summed / xp.maximum(count, 1e-30), 0)
+    ratio = float((count * means * means).sum()) / variance
+    expected = share[..., 0] * means[first] + share[..., 1] * means[first + 1]
+    return 1 - ratio, (2 / variance * w * (ratio * m - expected)).astype(warped.dtype)
+
+
+def _binned(first: Array, share: Array, values: Array, bins: int) -> Array:
+    xp = array_module(values)
+    parts = (xp.bincount((first + j).ravel(), (share[..., j] * values).ravel(), minlength=bins) for j in range(2))
+    return sum(parts)
+
+
+def cr(fixed: Array, warped: Array, weight: Array, bins: int = BINS) -> tuple[float, Array]:
+    """Value and force of the correlation ratio (see the module)."""
+    return cr_reference(fixed, warped, weight, bins)
