@@ -24,6 +24,7 @@ from histomri.evaluation import (
     volume_on_plane,
 )
 from histomri.evaluation.block import BlockMeasurer, SectionImage, place_all
+from histomri.evaluation.planes import tissue_outline_mm
 from histomri.transforms import Affine, DisplacementField
 from histomri.transforms.placement import Placement, Placements
 
@@ -104,6 +105,16 @@ def test_a_section_lands_where_its_placement_says_and_nothing_lies_outside():
     at = image.grid.to_index(to_section.map(grid.to_world(index)))
     assert shown[tuple(index)] == pytest.approx(at @ [30, 1], abs=1e-3) and inside[tuple(index)]
     assert not inside[0, 0] and shown[0, 0] == 0 and inside.sum() * 0.25 == pytest.approx(20 * 30 * 0.25, rel=0.02)
+
+
+def test_a_turned_section_does_not_widen_the_grid_by_the_corners_of_its_box():
+    index = np.moveaxis(np.indices((101, 101)), 0, -1)
+    mask = Image(Grid((101, 101), np.array([0.1, 0.1])), np.hypot(*(index - 50).transpose(2, 0, 1)) <= 40)
+    for degrees in (0, 30, 45):
+        outline = tissue_outline_mm(mask, Placement("a", 0.0, affine(degrees, 1.0, 1.0, 0.0, False)))
+        assert np.ptp(outline, axis=0) == pytest.approx([8.0, 8.0], abs=0.1), degrees
+    empty = mask.with_data(np.zeros((101, 101), bool))
+    assert tissue_outline_mm(empty, Placement("a", 0.0, affine(0, 1.0, 1.0, 0.0, False))).shape == (0, 2)
 
 
 def test_a_volume_on_a_plane_follows_its_pose_and_is_nan_outside():

@@ -18,28 +18,28 @@ Float32 = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 
-def tissue_corners_mm(mask: Image, placement: Placement) -> NDArray[np.float64]:
-    """Where the corners of a section's tissue lie in its block's plane: (4, 2) in mm, or (0, 2) without tissue.
+def tissue_outline_mm(mask: Image, placement: Placement) -> NDArray[np.float64]:
+    """Where the convex hull of a section's tissue lies in its block's plane: (n, 2) in mm, or (0, 2) without tissue.
 
     The deformation is left out, because only the extent of a common grid follows from it. Raises ``ValueError`` when
     the section is not placed.
     """
     if placement.affine is None:
         raise ValueError(f"Section {placement.section!r} was not placed, so its tissue has no place in the block.")
-    rows, columns = np.nonzero(mask.data)
-    if not len(rows):
+    nodes = np.argwhere(mask.data)
+    if not len(nodes):
         return np.zeros((0, 2))
-    ends = [(y, x) for y in (rows.min(), rows.max()) for x in (columns.min(), columns.max())]
-    return placement.affine.inverse().map(mask.grid.to_world(ends))
+    hull = cv2.convexHull(nodes.astype(np.float32))[:, 0]
+    return placement.affine.inverse().map(mask.grid.to_world(hull))
 
 
-def plane_grid(corners_mm: Iterable[NDArray[np.float64]], spacing_mm: float, max_pixels: int, finest_mm: float = 0.0) -> Grid:
+def plane_grid(outlines_mm: Iterable[NDArray[np.float64]], spacing_mm: float, max_pixels: int, finest_mm: float = 0.0) -> Grid:
     """The 2D grid of a block's plane that covers the given points, (n, 2) in mm each, with a margin of 3 %.
 
     A ``spacing_mm`` of 0 chooses one that makes the longer side ``max_pixels`` long, though not finer than ``finest_mm``.
     Raises ``ValueError`` when there is no point.
     """
-    points = np.concatenate([np.zeros((0, 2)), *corners_mm])
+    points = np.concatenate([np.zeros((0, 2)), *outlines_mm])
     if not len(points):
         raise ValueError("A block's plane needs at least one placed section with tissue, found none.")
     low, high = points.min(axis=0), points.max(axis=0)

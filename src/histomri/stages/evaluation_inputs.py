@@ -11,7 +11,7 @@ import numpy as np
 from histomri.core import Block, Grid, Image, Section
 from histomri.evaluation.block import BlockMri, SectionImage, mri_tissue_mask, place_all
 from histomri.evaluation.neighbours import PlacedSection
-from histomri.evaluation.planes import plane_grid, tissue_corners_mm
+from histomri.evaluation.planes import plane_grid, tissue_outline_mm
 from histomri.io.nifti import read_nifti
 from histomri.io.placements import read_placements
 from histomri.io.sections import SectionManifest, read_manifest, registration_image
@@ -97,9 +97,9 @@ def read_block(
     own = [s for s in sections if s.block == block.id]
     spacing = working_spacing_mm([manifests[s.id] for s in own if s.id in manifests], spacing_mm, max_pixels)
     images = read_images(own, manifests, spacing)
-    corners = [tissue_corners_mm(images[k].mask, p) for k, p in record.placed.items() if k in images]
-    if not any(len(c) for c in corners):
+    outlines = [tissue_outline_mm(images[k].mask, p) for k, p in record.placed.items() if k in images]
+    if not any(len(c) for c in outlines):
         return PlacedBlock(block, record, images, None, [])
-    grid = plane_grid(corners, spacing_mm, max_pixels, spacing)
+    grid = plane_grid(outlines, spacing_mm, max_pixels, spacing)
     volume = read_mri(block)
     return PlacedBlock(block, record, images, grid, place_all(images, record, grid), volume, read_mri_tissue(block, volume))
