@@ -21,6 +21,7 @@ COMMANDS = {
     "run": "run the whole workflow on a study",
     "summary": "print a finished study's results in a few lines",
     "map": "map points between sections, slides, blocks and the MRI",
+    "register": "bring one image onto another: two sections, a photograph, two volumes",
     "transfer": "bring a volume in the MRI's world onto a section",
 }
 

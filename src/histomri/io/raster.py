@@ -1,4 +1,4 @@
-"""Large single-channel images out: PNG and tiled TIFF, written strip by strip."""
+"""Large images out, grey or in colour: PNG and tiled TIFF, written strip by strip."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def write_png(path: Path, strips: Strips, shape: tuple[int, int], dtype: Any) -> None:
-    """Write a grey PNG of uint8 or uint16, (y, x), from strips of whole rows, atomically and without holding the image."""
+def write_png(path: Path, strips: Strips, shape: tuple[int, ...], dtype: Any) -> None:
+    """Write a PNG of uint8 or uint16, grey (y, x) or RGB (y, x, 3), from strips of whole rows, atomically, none held."""
     kind = np.dtype(dtype)
     if kind not in (np.dtype(np.uint8), np.dtype(np.uint16)):
         raise ValueError(f"A PNG holds uint8 or uint16, found {kind}.")
     packer = zlib.compressobj(PNG_LEVEL)
     with replacing(Path(path)) as temporary, temporary.open("wb") as file:
         file.write(b"\x89PNG\r\n\x1a\n")
-        file.write(_chunk(b"IHDR", struct.pack(">IIBBBBB", shape[1], shape[0], 8 * kind.itemsize, 0, 0, 0, 0)))
+        file.write(
+            _chunk(b"IHDR", struct.pack(">IIBBBBB", shape[1], shape[0], 8 * kind.itemsize, 0 if len(shape) == 2 else 2, 0, 0, 0))
+        )
         for strip in strips:
             rows = np.ascontiguousarray(strip, kind.newbyteorder(">")).view(np.uint8).reshape(len(strip), -1)
             # each row begins with its filter type, 0
@@ -50,14 +52,18 @@ def _tiles(strips: Strips) -> Iterator[NDArray[Any]]:
                 yield np.ascontiguousarray(strip[y : y + TIFF_TILE, x : x + TIFF_TILE])
 
 
-def write_tiff(path: Path, strips: Strips, shape: tuple[int, int], dtype: Any, pixel_size_mm: Iterable[float]) -> None:
-    """Write a tiled grey TIFF, (y, x), from strips of whole rows (their heights multiples of 512 but the last), atomically.
+def write_tiff(path: Path, strips: Strips, shape: tuple[int, ...], dtype: Any, pixel_size_mm: Iterable[float] | None) -> None:
+    """Write a tiled TIFF, (y, x[, c]), from strips of whole rows (their heights multiples of 512 but the last), atomically.
 
-    BigTIFF above 2 GB; lossless; the resolution is that of ``pixel_size_mm`` (y, x).
+    BigTIFF above 2 GB; lossless; the resolution is that of ``pixel_size_mm`` (y, x), none for None. Three channels are RGB.
     """
     kind = np.dtype(dtype)
-    per_y, per_x = (10.0 / s for s in pixel_size_mm)
-    big = shape[0] * shape[1] * kind.itemsize > BIG_BYTES
+    big = int(np.prod(shape, dtype=np.int64)) * kind.itemsize > BIG_BYTES
+    resolution: dict[str, Any] = {}
+    if pixel_size_mm is not None:
+        per_y, per_x = (10.0 / s for s in pixel_size_mm)
+        resolution = {"resolution": (per_x, per_y), "resolutionunit": "CENTIMETER"}
+    is_rgb = len(shape) == 3 and shape[2] == 3 and kind.kind == "u"
     with replacing(Path(path)) as temporary, tifffile.TiffWriter(temporary, bigtiff=big) as writer:
         writer.write(
             _tiles(strips),
@@ -65,9 +71,9 @@ def write_tiff(path: Path, strips: Strips, shape: tuple[int, int], dtype: Any, p
             dtype=kind,
             tile=(TIFF_TILE, TIFF_TILE),
             compression="zlib",
-            photometric="minisblack",
-            resolution=(per_x, per_y),
-            resolutionunit="CENTIMETER",
+            photometric="rgb" if is_rgb else "minisblack",
+            planarconfig="contig" if len(shape) == 3 else None,
+            **resolution,
             metadata=None,
             software="histomri",
         )

@@ -15,6 +15,7 @@ from histomri.core import Grid, Image, InputError
 from histomri.core.errors import Problem
 from histomri.io import omezarr
 from histomri.io.publish import write_json
+from histomri.kernels.tissue import tissue_bright
 
 TISSUE = "labels/tissue"
 # one level finer than needed is averaged down where it holds no more pixels than this
@@ -116,15 +117,9 @@ def tissue_contrast(pixels: NDArray[Any], manifest: SectionManifest) -> Float32:
     Brightfield: optical density ``-log10((I + 1) / (background + 1))``. Dark background (``inverted``): ``I - background``
     as a share of the range of the section's pixel type (of 1 for float). Averaged over the channels and clipped at 0.
     """
-    values = pixels.reshape(*pixels.shape[:2], -1).astype(np.float32)
-    background = np.asarray(manifest.background, np.float32)
-    if manifest.inverted:
-        kind = np.dtype(manifest.dtype)
-        contrast = (values - background) / np.float32(1.0 if kind.kind == "f" else np.iinfo(kind).max)
-    else:
-        contrast = -np.log10((np.maximum(values, 0) + 1) / (background + 1))
-    clipped: Float32 = np.maximum(contrast.mean(axis=-1, dtype=np.float32), 0)
-    return clipped
+    kind = np.dtype(manifest.dtype)
+    full_range = 1.0 if kind.kind == "f" else float(np.iinfo(kind).max)
+    return tissue_bright(pixels.reshape(*pixels.shape[:2], -1), manifest.background, manifest.inverted, full_range)
 
 
 def area_average(pixels: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,6 @@ from histomri.transforms import Affine, Chain, DisplacementField, Transform
 sitk: Any = SimpleITK
 Float = NDArray[np.float64]
 
-INVERSE_TOLERANCE_MM = 1e-4
-INVERSE_MAX_NODES = 100_000
 COVER_MAX_NODES = 1_000_000
 
 
@@ -67,14 +66,23 @@ def _sampled_at(field: DisplacementField, grid: Grid) -> DisplacementField:
     return DisplacementField(grid, field.map(points) - points, field.from_space, field.to_space)
 
 
-def sampled(field: DisplacementField, points: Float) -> DisplacementField:
+@dataclass(frozen=True)
+class Sampling:
+    """How an inverted field is sampled: finer until the error between nodes is at most ``tolerance_mm``, or ``max_nodes``."""
+
+    tolerance_mm: float = 1e-4
+    max_nodes: int = 100_000
+
+
+def sampled(field: DisplacementField, points: Float, how: Sampling | None = None) -> DisplacementField:
     """An inverted field as a plain one, on a grid that holds ``points`` (n, ndim) of its from-space.
 
-    The grid is refined until the error in the middle of its cells is at most 1e-4 mm, or would have more than 100,000 nodes.
+    The grid is refined until the error in the middle of its cells is small, or it would have too many nodes (:class:`Sampling`).
     Along the lines where the inverse has a kink (the field's own grid lines and its rim) up to 0.002 mm remain.
     """
     if not field.inverted:
         return field
+    how = how or Sampling()
     ends = np.concatenate([field.grid.corners(), points])
     ends = np.concatenate([ends, field.inverse().map(ends)])
     plain = padded_to(DisplacementField(field.grid, field.values), ends)
@@ -85,16 +93,16 @@ def sampled(field: DisplacementField, points: Float) -> DisplacementField:
         result = _sampled_at(field, grid)
         between = Grid(tuple(np.maximum(1, shape - 1)), spacing, grid.to_world(np.full(grid.ndim, 0.5)), grid.direction).points()
         error = np.nanmax(np.abs(result.map(between) - field.map(between)), initial=0.0)
-        if error <= INVERSE_TOLERANCE_MM or np.prod(shape) * 2**grid.ndim > INVERSE_MAX_NODES:
+        if error <= how.tolerance_mm or np.prod(shape) * 2**grid.ndim > how.max_nodes:
             return result
         spacing = spacing / 2
 
 
-def _step_to_itk(step: Transform, points: Float) -> Any:
+def _step_to_itk(step: Transform, points: Float, how: Sampling | None) -> Any:
     if isinstance(step, Affine):
         return _affine_to_itk(step)
     if isinstance(step, DisplacementField):
-        return _field_to_itk(sampled(step, points) if step.inverted else padded_to(step, points))
+        return _field_to_itk(sampled(step, points, how) if step.inverted else padded_to(step, points))
     raise TypeError(f"A {type(step).__name__} cannot be written as an ITK transform.")
 
 
@@ -104,18 +112,18 @@ def write_affine(path: Path, affine: Affine) -> None:
         sitk.WriteTransform(_affine_to_itk(affine), str(temporary))
 
 
-def write_chain_2d(path: Path, transform: Transform, cover: Float | None = None) -> None:
+def write_chain_2d(path: Path, transform: Transform, cover: Float | None = None, how: Sampling | None = None) -> None:
     """Write a chain of affines and displacement fields as an ITK composite transform (``.h5`` or ``.tfm``), atomically.
 
     ``cover``, (n, 2) points in mm of its from-space, says where the file must agree with ``transform``: fields are extended
     by their edge values to hold them (without it, ITK moves nothing outside of the field's grid). An inverted field is written
-    as :func:`sampled` has it.
+    as :func:`sampled` has it, by ``how``.
     """
     points = np.zeros((0, transform.ndim)) if cover is None else np.asarray(cover, float).reshape(-1, transform.ndim)
     steps = []
     for step in Chain.steps_of(transform):
         field_points = points if len(points) or isinstance(step, Affine) else step.grid.corners()  # type: ignore[attr-defined]
-        steps.append(_step_to_itk(step, field_points))
+        steps.append(_step_to_itk(step, field_points, how))
         points = step.map(points) if len(points) else points
     # ITK applies the transform that was added last first
     composite = sitk.CompositeTransform(steps[::-1])

@@ -103,6 +103,18 @@ def contrast(pixels: NDArray[Any], background: tuple[float, ...], inverted: bool
     return peak
 
 
+def tissue_bright(pixels: NDArray[Any], background: tuple[float, ...], inverted: bool, full_range: float) -> Float32:
+    """Single channel (y, x) in which tissue is bright on a background of 0, from pixels (y, x, c).
+
+    Brightfield: optical density ``-log10((I + 1) / (background + 1))``. ``inverted`` (tissue brighter than the background):
+    ``(I - background) / full_range``. The mean over the channels, at least 0.
+    """
+    values, level = pixels.astype(np.float32), np.asarray(background, np.float32)
+    density = (values - level) / np.float32(full_range) if inverted else np.log10((level + 1) / (np.maximum(values, 0) + 1))
+    bright: Float32 = np.maximum(density.mean(axis=-1, dtype=np.float32), np.float32(0))
+    return bright
+
+
 def disk(radius: int) -> NDArray[np.uint8]:
     """A round structuring element of ``2 radius + 1`` pixels."""
     return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1)), np.uint8)

@@ -36,7 +36,8 @@ class View:
 class Guide:
     """What the user knows beforehand. ``search`` False: the images lie about right in their world already.
 
-    ``landmarks`` are corresponding points, fixed and moving, each (n, ndim) in mm and array order; they guide, and need not be exact.
+    ``landmarks`` are corresponding points, fixed and moving, each (n, ndim) in mm and array order; they guide, and need not be
+    exact.
     """
 
     search: bool = True
@@ -48,9 +49,9 @@ class Alignment:
     """What a pipeline found.
 
     ``transform`` maps fixed mm to moving mm: an ``Affine``, or a ``Chain`` of a ``DisplacementField`` on a grid over the fixed
-    image and then an ``Affine``. ``status`` is converged (a criterion ended it), stopped (the count or the time did) or failed (the
-    best so far, not to be trusted), ``reason`` says why in words. ``before`` and ``after`` are the dissimilarity ``metric`` of the images
-    as they lay and as they lie now, lower is better; ``trace`` its values on the way.
+    image and then an ``Affine``. ``status`` is converged (a criterion ended it), stopped (the count or the time did) or failed
+    (the best so far, not to be trusted), ``reason`` says why. ``before`` and ``after`` are the dissimilarity ``metric`` of
+    the images as they lay and as they lie now, lower is better; ``trace`` its values on the way.
     """
 
     transform: Transform
@@ -61,3 +62,8 @@ class Alignment:
     after: float
     trace: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+def part(progress: Progress, start: float, end: float) -> Progress:
+    """A progress report whose 0 to 1 are ``start`` to ``end`` of another."""
+    return lambda share, doing: progress(start + (end - start) * min(max(share, 0.0), 1.0), doing)

@@ -1,0 +1,166 @@
+"""From any image to the one channel and mask that registration compares, checked for what no registration can use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histomri.core import Grid, Image, InputError
+from histomri.core.errors import Problem
+from histomri.kernels.tissue import find_tissue, tissue_bright
+from histomri.registration.alignment import View
+
+Array = NDArray[np.float32]
+Bool = NDArray[np.bool_]
+
+WORKING_PX = 1536
+STRIP_BYTES = 64 << 20
+LEAST_MASK_PX = 64
+LEAST_TISSUE = 0.002
+MOST_TISSUE = 0.98
+CONSTANT = 1e-6
+
+
+def problem(name: str, what: str, remedy: str) -> InputError:
+    """The error for one image, by the name that the user gave it."""
+    return InputError(Problem(name, what, remedy))
+
+
+def make_view(image: Image, mask: Image | None, name: str, longest_px: int = WORKING_PX) -> tuple[View, list[str]]:
+    """The view of an image of any type and any number of channels, and notes in words.
+
+    In 2D the image is averaged by whole pixels to about ``longest_px`` along its longer side, strip by strip, so that it need not
+    fit into memory; without a ``mask`` the tissue is found. In 3D the voxels stay as they are and the mask is what is finite.
+    A pixel that is not finite is outside the mask.
+
+    Raises
+    ------
+    InputError
+        Where the image holds nothing finite or one value only, or the mask nothing.
+    """
+    small, valid = _reduced(image, longest_px) if image.grid.ndim == 2 else _whole(image)
+    notes = _check_content(small, valid, name)
+    chosen = None if mask is None else _mask_on(mask, small.grid) & valid
+    if chosen is not None:
+        _check_mask(chosen, small.data, name)
+    if image.grid.ndim == 3:
+        return View(Image(small.grid, _grey(small.data)), Image(small.grid, valid if chosen is None else chosen)), notes
+    channel, tissue = _contrast(small.data, valid, np.dtype(image.data.dtype), chosen)
+    if chosen is None:
+        chosen, said = _usable(tissue & valid)
+        notes += [f"{name}: {said}"] if said else []
+    return View(Image(small.grid, channel), Image(small.grid, chosen & valid)), notes
+
+
+def _whole(image: Image) -> tuple[Image, Bool]:
+    data = np.asarray(image.data)
+    data = (data if image.channels else data[..., None]).astype(np.float32)
+    valid = np.isfinite(data).all(axis=-1)
+    data[~valid] = 0
+    return Image(image.grid, data, image.channels or ("intensity",)), valid
+
+
+def _reduced(image: Image, longest_px: int) -> tuple[Image, Bool]:
+    """Averages over whole blocks of pixels, (y, x, c) float32, and where at least half of a block is finite."""
+    grid = image.grid
+    factor = max(1, round(max(grid.shape) / longest_px))
+    coarse = grid.downsample(factor)
+    count = len(image.channels) or 1
+    data, valid = np.empty((*coarse.shape, count), np.float32), np.empty(coarse.shape, bool)
+    for top, strip in _strips(image, factor, count):
+        mean, share = _block_mean(strip.reshape(*strip.shape[:2], -1), factor)
+        data[top : top + len(mean)], valid[top : top + len(mean)] = mean, share >= 0.5
+    return Image(coarse, data, image.channels or ("intensity",)), valid
+
+
+def _strips(image: Image, factor: int, count: int) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Whole rows of blocks of at most 64 MB, and the row of blocks at which each starts."""
+    height, width = image.grid.shape
+    rows = max(1, STRIP_BYTES // (4 * width * count * factor))
+    for top in range(0, -(-height // factor), rows):
+        yield top, np.asarray(image.data[top * factor : (top + rows) * factor])
+
+
+def _block_mean(strip: NDArray[Any], factor: int) -> tuple[Array, Array]:
+    """Mean over blocks of what is finite, and its share; a ragged last block is averaged over what it has."""
+    values = strip.astype(np.float32)
+    finite = np.asarray(np.isfinite(values).all(axis=-1))
+    if factor == 1:
+        return np.asarray(np.where(finite[..., None], values, 0), np.float32), finite.astype(np.float32)
+    values[~finite] = 0
+    rows, columns = (np.arange(0, n, factor) for n in strip.shape[:2])
+    total = np.add.reduceat(np.add.reduceat(values, rows, axis=0), columns, axis=1)
+    found = np.add.reduceat(np.add.reduceat(finite.astype(np.float32), rows, axis=0), columns, axis=1)
+    size = np.outer(np.diff(np.append(rows, strip.shape[0])), np.diff(np.append(columns, strip.shape[1])))
+    return np.asarray(total / np.maximum(found, 1)[..., None], np.float32), np.asarray(found / size, np.float32)
+
+
+def _check_content(image: Image, valid: Bool, name: str) -> list[str]:
+    if not valid.any():
+        raise problem(name, "holds no finite pixel, all are NaN or infinite", "export the image again")
+    inside = image.data[valid]
+    low, high = float(inside.min()), float(inside.max())
+    if high - low <= CONSTANT * max(abs(low), abs(high)):
+        raise problem(name, f"is constant: every pixel is {low:g}, so there is nothing to register", "choose the right file")
+    if min(image.grid.shape) < 8:
+        sizes = " x ".join(map(str, image.grid.shape[::-1]))
+        raise problem(
+            name, f"is too small to register: {sizes} pixels, at least 8 along each axis are needed", "use a finer image"
+        )
+    lost = 1 - float(valid.mean())
+    return [f"{name}: {lost:.2%} of the pixels are not finite and were masked out"] if lost else []
+
+
+def _mask_on(mask: Image, grid: Grid) -> Bool:
+    """A mask of the image's full size on the working grid: where at least half of a block is set."""
+    if mask.grid.shape == grid.shape:
+        return np.asarray(mask.data) > 0
+    factor = round(float((grid.spacing_mm / mask.grid.spacing_mm).max()))
+    shares = [_block_mean((strip > 0)[..., None], factor)[0][..., 0] for _, strip in _strips(mask, factor, 1)]
+    return np.asarray(np.concatenate(shares) >= 0.5)
+
+
+def _check_mask(mask: Bool, data: Array, name: str) -> None:
+    set_px = int(mask.sum())
+    if set_px < LEAST_MASK_PX:
+        what = f"its mask is empty: {set_px} usable pixels are set, at least {LEAST_MASK_PX} are needed"
+        raise problem(name, what, "set the mask to 1 where the tissue is, or leave it out")
+    inside = data[mask]
+    if float(np.ptp(inside, axis=0).max()) <= CONSTANT * float(np.abs(inside).max()):
+        raise problem(name, "is constant inside its mask", "correct the mask, or leave it out")
+
+
+def _grey(data: Array) -> Array:
+    return data[..., 0] if data.shape[-1] == 1 else data.mean(axis=-1, dtype=np.float32)
+
+
+def _contrast(data: Array, valid: Bool, dtype: np.dtype[Any], mask: Bool | None) -> tuple[Array, Bool]:
+    """One channel, tissue bright on a background of 0, and where tissue was found."""
+    if dtype != np.uint8:
+        low, high = np.percentile(data[valid], (0.1, 99.9))
+        data = (np.clip((data - low) / max(high - low, 1e-30), 0, 1) * 255).astype(np.float32)
+    if not valid.all():
+        data = np.where(valid[..., None], data, np.median(_rim(data, valid), axis=0)).astype(np.float32)
+    tissue = find_tissue(np.rint(data).astype(np.uint8))
+    channel = tissue_bright(data, tissue.background, tissue.inverted, 255.0)
+    if mask is not None and not channel[mask].any():
+        channel = _grey(data) / np.float32(255)
+    return channel, tissue.mask
+
+
+def _rim(data: Array, valid: Bool) -> Array:
+    """Valid pixels along the border, all valid ones where it has none: what fills the gaps."""
+    edge = np.zeros_like(valid)
+    edge[[0, -1]] = edge[:, [0, -1]] = True
+    return data[edge & valid] if (edge & valid).any() else data[valid]
+
+
+def _usable(tissue: Bool) -> tuple[Bool, str]:
+    """The tissue mask, or the whole image where no tissue stands out from a background."""
+    share = float(tissue.mean())
+    if LEAST_TISSUE <= share <= MOST_TISSUE:
+        return tissue, ""
+    return np.ones_like(tissue), f"no tissue stands out from a background ({share:.1%} found); all of the image is used"
