@@ -1,16 +1,445 @@
-"""Linear interpolation of multichannel images at mapped points: tiles of the fixed grid pull from the moving image.
+"""Images on another grid: each pixel of the fixed grid pulls its value from the moving image, in 2D and in 3D.
 
-``out(p) = sum_k w_k(q) m(k)`` with ``q = A (p + u(p))`` in indices of the moving image and w the (bi-, tri-)linear
-weights; 0 outside.
+    out(p) = sum_k w(q - k) m(k),   q = A (p + u(p))
+
+with p an index of the fixed grid, u a displacement in pixels of the fixed grid, A (n + 1, n + 1) the map of fixed to moving
+indices, and w the product over the axes of the weights of the order:
+
+    nearest   1 for the k nearest to q (the upper one halfway)
+    linear    1 - |t| for |t| < 1
+    cubic     Keys' convolution with a = -1/2 (Keys 1981, third order, no prefilter, so local)
+
+m is 0 outside its array, so that the image fades to 0 over one pixel (two with cubic weights); a NaN in A or u gives 0. With
+``outside="edge"`` m keeps the value of its edge, and q is moved between the outermost centres (a NaN to the first).
+Coordinates are float64, weights and sums float32. A pixel's value depends on nothing but p, so that it is the same bit for
+bit for any number of threads and any tiling, and the identity gives the image back bit for bit.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
+from histomri.backend import array_module
+from histomri.kernels import runs
+from histomri.kernels.runs import RUN
+
 Array = NDArray[np.float32]
+Order = Literal["nearest", "linear", "cubic"]
+Outside = Literal["zero", "edge"]
+TAPS: dict[str, int] = {"nearest": 1, "linear": 2, "cubic": 4}
+# what the kernels read; the rest becomes float32 first
+READ_AS_THEY_ARE = (np.uint8, np.uint16, np.float32)
+# rows of the output that are one unit of a thread's work
+ROWS = 8
+
+
+class CoarseField(NamedTuple):
+    """A displacement on a coarser grid: ``values`` (*nodes, ndim) float32, in pixels of the fixed grid like any field.
+
+    The index p of the fixed grid lies at the node ``scale * p + offset``, per axis. Between nodes the field is linear, beyond
+    the outermost ones it keeps their value. It is evaluated where it is needed and never written out.
+    """
+
+    values: Array
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+
+
+class Tile(NamedTuple):
+    """A part of a larger warp, whose ``shape`` and dense ``field`` are the tile's own.
+
+    ``start`` is its first index on the fixed grid, ``origin`` the first index of the box of the moving image that ``moving``
+    holds. A box that holds all that the tile asks for gives the same as the whole image, bit for bit.
+    """
+
+    start: tuple[int, ...]
+    origin: tuple[int, ...]
+
+
+Field = Array | CoarseField
+
+
+@njit(cache=True)
+def _place(job, row, begin, half, s):  # type: ignore[no-untyped-def]
+    """Displaced points and cells of the run that begins at column ``begin`` of a row; its length."""
+    source, target, bend = job
+    height, width = target.shape[1], target.shape[2]
+    count = min(RUN, width - begin)
+    first = (target.start[0] + row // height, target.start[1] + row % height, target.start[2] + begin)
+    runs.place_run(bend, target, row * width + begin, first, count, s)
+    runs.find_cells(target.matrix, source, half, count, s)
+    return count
+
+
+@njit(cache=True)
+def _begin_row(job, row, s):  # type: ignore[no-untyped-def]
+    _, target, bend = job
+    if bend.coarse.shape[0] > 0:
+        runs.blend_nodes(bend, target.start[0] + row // target.shape[1], target.start[1] + row % target.shape[1], s.nodes)
+
+
+@njit(cache=True)
+def _nearest_run(source, pixel, count, s, out):  # type: ignore[no-untyped-def]
+    depth, height, width = source.size
+    for i in range(count):
+        z, y, x = s.cell[i], s.cell[RUN + i], s.cell[2 * RUN + i]
+        inside = 0 <= z < depth and 0 <= y < height and 0 <= x < width
+        at = ((np.int64(z) * height + y) * width + x) * source.channels
+        for c in range(source.channels):
+            out[pixel + i, c] = source.values[at + c] if inside else 0
+
+
+@njit(cache=True)
+def _value_run(source, taps, pixel, count, s, out):  # type: ignore[no-untyped-def]
+    broken, outside = runs.find_offsets(source, taps, count, s)
+    if outside == count:
+        out[pixel : pixel + count] = 0
+        return
+    runs.weigh(taps, count, s)
+    for c in range(source.channels):
+        s.sums[:RUN] = 0
+        for z in range(taps[0]):
+            for y in range(taps[1]):
+                runs.fetch_line(source, taps, (z, y, c), broken, count, s)
+                runs.add_line(taps, (z, y), count, s)
+        for i in range(count):
+            out[pixel + i, c] = s.sums[i]
+
+
+@njit(cache=True)
+def _by_displacement(matrix, at, count, s, slopes):  # type: ignore[no-untyped-def]
+    """``slopes = A^T grad m``: from the derivatives by q to those by u, at ``at`` = (first pixel, channel)."""
+    ndim = matrix.shape[0] - 1
+    for k in range(ndim):
+        a = np.float32(matrix[0, k])
+        b = np.float32(matrix[1, k])
+        c = np.float32(matrix[2, k]) if ndim == 3 else np.float32(0)
+        z, y, x = (RUN, 2 * RUN, 3 * RUN) if ndim == 3 else (2 * RUN, 3 * RUN, RUN)
+        for i in range(count):
+            slopes[at[0] + i, at[1], k] = a * s.sums[z + i] + b * s.sums[y + i] + c * s.sums[x + i]
+
+
+@njit(cache=True)
+def _slope_run(source, taps, matrix, at, count, s, out, slopes):  # type: ignore[no-untyped-def]
+    broken, outside = runs.find_offsets(source, taps, count, s)
+    if outside == count:
+        out[at : at + count] = 0
+        slopes[at : at + count] = 0
+        return
+    runs.weigh(taps, count, s)
+    for c in range(source.channels):
+        s.sums[:] = 0
+        for z in range(taps[0]):
+            for y in range(taps[1]):
+                runs.fetch_line(source, taps, (z, y, c), broken, count, s)
+                runs.add_line_with_slopes(taps, (z, y), count, s)
+        for i in range(count):
+            out[at + i, c] = s.sums[i]
+        _by_displacement(matrix, (at, c), count, s, slopes)
+
+
+@njit(cache=True)
+def _three(numbers, row):  # type: ignore[no-untyped-def]
+    return numbers[row, 0], numbers[row, 1], numbers[row, 2]
+
+
+@njit(cache=True)
+def _job(values, whole, real, matrix, dense, coarse):  # type: ignore[no-untyped-def]
+    """The named arguments of the runs, from what can be passed into a parallel loop (see :class:`_Job`)."""
+    source = runs.Source(values, _three(whole, 0), whole[3, 0], _three(real, 0), whole[3, 1])
+    target = runs.Target(_three(real, 1), _three(whole, 1), matrix)
+    return (source, target, runs.Bend(dense, coarse, _three(real, 2), _three(real, 3))), _three(whole, 2)
+
+
+@njit(cache=True)
+def _nearest_rows(job, first, last, out):  # type: ignore[no-untyped-def]
+    source, target, bend = job
+    s = runs.scratch_for(bend)
+    for row in range(first, last):
+        _begin_row(job, row, s)
+        for begin in range(0, target.shape[2], RUN):
+            count = _place(job, row, begin, 0.5, s)
+            _nearest_run(source, row * target.shape[2] + begin, count, s, out)
+
+
+@njit(cache=True)
+def _value_rows(job, taps, first, last, out):  # type: ignore[no-untyped-def]
+    source, target, bend = job
+    s = runs.scratch_for(bend)
+    for row in range(first, last):
+        _begin_row(job, row, s)
+        for begin in range(0, target.shape[2], RUN):
+            count = _place(job, row, begin, 0.0, s)
+            _value_run(source, taps, row * target.shape[2] + begin, count, s, out)
+
+
+@njit(cache=True)
+def _slope_rows(job, taps, first, last, out, slopes):  # type: ignore[no-untyped-def]
+    source, target, bend = job
+    s = runs.scratch_for(bend)
+    for row in range(first, last):
+        _begin_row(job, row, s)
+        for begin in range(0, target.shape[2], RUN):
+            count = _place(job, row, begin, 0.0, s)
+            _slope_run(source, taps, target.matrix, row * target.shape[2] + begin, count, s, out, slopes)
+
+
+@njit(parallel=True, cache=True)
+def _warp_nearest(values, whole, real, matrix, dense, coarse, out):  # type: ignore[no-untyped-def]
+    rows = whole[1, 0] * whole[1, 1]
+    for block in prange((rows + ROWS - 1) // ROWS):
+        job, _ = _job(values, whole, real, matrix, dense, coarse)
+        _nearest_rows(job, block * ROWS, min(block * ROWS + ROWS, rows), out)
+
+
+@njit(parallel=True, cache=True)
+def _warp(values, whole, real, matrix, dense, coarse, out):  # type: ignore[no-untyped-def]
+    rows = whole[1, 0] * whole[1, 1]
+    for block in prange((rows + ROWS - 1) // ROWS):
+        job, taps = _job(values, whole, real, matrix, dense, coarse)
+        _value_rows(job, taps, block * ROWS, min(block * ROWS + ROWS, rows), out)
+
+
+@njit(parallel=True, cache=True)
+def _warp_slopes(values, whole, real, matrix, dense, coarse, out, slopes):  # type: ignore[no-untyped-def]
+    rows = whole[1, 0] * whole[1, 1]
+    for block in prange((rows + ROWS - 1) // ROWS):
+        job, taps = _job(values, whole, real, matrix, dense, coarse)
+        _slope_rows(job, taps, block * ROWS, min(block * ROWS + ROWS, rows), out, slopes)
+
+
+class _Job(NamedTuple):
+    """A warp's arguments as the compiled code takes them.
+
+    ``whole`` (4, 3): the moving array's size, the output's shape, the taps per axis, (channels, edge, 0); ``real`` (4, 3): the
+    moving array's origin, the output's start, the coarse field's scale and its offset. Axes are (z, y, x); ``dense`` (pixels, n)
+    and ``coarse`` (z, y, n, x), empty where unused.
+    """
+
+    values: NDArray[Any]
+    whole: NDArray[np.int64]
+    real: NDArray[np.float64]
+    matrix: NDArray[np.float64]
+    dense: Array
+    coarse: Array
+
+
+def _axes(numbers: Sequence[float] | None, ndim: int, default: float) -> list[float]:
+    """Numbers for the axes (z, y, x); those that are missing, as z is in 2D, have the default."""
+    given = [default] * ndim if numbers is None else list(numbers)
+    return [default] * (3 - ndim) + given
+
+
+def _dense(field: Array | None, shape: Sequence[int]) -> Array:
+    ndim = len(shape)
+    if field is None:
+        return np.empty((0, ndim), np.float32)
+    if field.shape != (*shape, ndim):
+        raise ValueError(f"a displacement field for a grid of {tuple(shape)} has the shape {(*shape, ndim)}; got {field.shape}.")
+    return np.ascontiguousarray(field, np.float32).reshape(-1, ndim)
+
+
+def _coarse(field: CoarseField | None, ndim: int) -> Array:
+    """The nodes as (z, y, n, x), at least two along x."""
+    if field is None:
+        return np.empty((0, 1, ndim, 2), np.float32)
+    values = np.asarray(field.values, np.float32)
+    if values.ndim != ndim + 1 or values.shape[-1] != ndim or len(field.scale) != ndim or len(field.offset) != ndim:
+        raise ValueError(
+            f"a coarse field for {ndim}D has values (*nodes, {ndim}), {ndim} scales and offsets; got {values.shape}."
+        )
+    values = np.repeat(values, 2, axis=-2) if values.shape[-2] == 1 else values
+    nodes = values.reshape([1] * (3 - ndim) + list(values.shape))
+    return np.ascontiguousarray(np.moveaxis(nodes, -1, 2))
+
+
+def _checked(moving: Any, matrix: Any, shape: Sequence[int], order: str) -> int:
+    """The number of dimensions; refuses arguments that do not fit one another."""
+    ndim = len(shape)
+    if ndim not in (2, 3):
+        raise ValueError(f"warps are 2D or 3D; the shape asked for is {tuple(shape)}.")
+    if matrix.shape != (ndim + 1, ndim + 1):
+        raise ValueError(f"a {ndim}D warp takes a matrix of {(ndim + 1, ndim + 1)}; got {matrix.shape}.")
+    if moving.ndim not in (ndim, ndim + 1):
+        raise ValueError(f"the moving image of a {ndim}D warp has {ndim} axes, or {ndim + 1} with channels; got {moving.shape}.")
+    if order not in TAPS:
+        raise ValueError(f"order is one of {', '.join(TAPS)}; got {order!r}.")
+    return ndim
+
+
+def _jobs(moving: Any, matrix: Any, asked: tuple[Any, Any, str, str, Tile | None]) -> _Job:
+    """A warp's arguments from the caller's; ``asked`` is (shape, field, order, outside, tile)."""
+    shape, field, order, outside, tile = asked
+    ndim = len(shape)
+    coarse = field if isinstance(field, CoarseField) else None
+    values = np.ascontiguousarray(moving, None if order == "nearest" or moving.dtype in READ_AS_THEY_ARE else np.float32)
+    channels = 1 if values.ndim == ndim else values.shape[-1]
+    whole = [_axes(n, ndim, 1) for n in (values.shape[:ndim], shape, [TAPS[order]] * ndim)]
+    start, origin = (None, None) if tile is None else tile
+    scale, offset = (None, None) if coarse is None else (coarse.scale, coarse.offset)
+    real = [_axes(n, ndim, default) for n, default in ((origin, 0), (start, 0), (scale, 1), (offset, 0))]
+    return _Job(
+        values.reshape(-1),
+        np.array([*whole, [channels, outside == "edge", 0]], np.int64),
+        np.array(real, np.float64),
+        np.ascontiguousarray(matrix, np.float64),
+        _dense(None if isinstance(field, CoarseField) else field, shape),
+        _coarse(coarse, ndim),
+    )
+
+
+def warp(
+    moving: NDArray[Any],
+    matrix: NDArray[np.float64],
+    shape: Sequence[int],
+    field: Field | None = None,
+    order: Order = "linear",
+    *,
+    outside: Outside = "zero",
+    tile: Tile | None = None,
+) -> NDArray[Any]:
+    """The moving image on a fixed grid of ``shape``, 2D or 3D: ``(*shape, c)``, or ``shape`` for an image without channels.
+
+    ``moving`` is (y, x), (y, x, c), (z, y, x) or (z, y, x, c) of any real type; linear and cubic give float32, nearest keeps the
+    type. ``matrix`` (n + 1, n + 1) takes indices of the fixed grid to indices of the moving image, after ``field`` is added:
+    (*shape, n) float32 in pixels of the fixed grid, or a :class:`CoarseField`.
+
+    ``outside`` says what lies beyond the moving image; for a part of the fixed grid give its ``tile``. Raises ``ValueError``
+    where the arguments do not fit one another.
+    """
+    ndim = _checked(moving, matrix, shape, order)
+    job = _jobs(moving, matrix, (shape, field, order, outside, tile))
+    nearest = order == "nearest"
+    out = np.empty((math.prod(shape), job.whole[3, 0]), job.values.dtype if nearest else np.float32)
+    (_warp_nearest if nearest else _warp)(*job, out)
+    return out.reshape(*shape, *moving.shape[ndim:])
+
+
+def warp_with_gradient(
+    moving: NDArray[Any],
+    matrix: NDArray[np.float64],
+    shape: Sequence[int],
+    field: Field | None = None,
+    order: Literal["linear", "cubic"] = "linear",
+    *,
+    outside: Outside = "zero",
+    tile: Tile | None = None,
+) -> tuple[Array, Array]:
+    """What :func:`warp` gives, and its derivative by the displacement: ``(*shape, c)`` and ``(*shape, c, n)``, float32.
+
+    ``gradient = d out(p) / d u(p) = A^T grad m(q)``, the derivative of the interpolated image itself (it jumps at the pixel
+    centres with linear weights), per pixel of the fixed grid. Where the image fades to 0 beyond its outermost centres, it is
+    the slope of that fading. An image without channels gives ``shape`` and ``(*shape, n)``. Arguments and errors as for
+    :func:`warp`.
+    """
+    ndim = _checked(moving, matrix, shape, order)
+    if TAPS[order] == 1:
+        raise ValueError("the nearest pixel has no gradient; order is linear or cubic.")
+    job = _jobs(moving, matrix, (shape, field, order, outside, tile))
+    out = np.empty((math.prod(shape), job.whole[3, 0]), np.float32)
+    slopes = np.empty((*out.shape, ndim), np.float32)
+    _warp_slopes(*job, out, slopes)
+    channels = moving.shape[ndim:]
+    return out.reshape(*shape, *channels), slopes.reshape(*shape, *channels, ndim)
+
+
+def field_reference(field: CoarseField, shape: Sequence[int], start: Sequence[int] | None = None) -> Any:
+    """A coarse field written out on a grid of ``shape`` that begins at index ``start``: (*shape, n), linear per axis."""
+    xp = array_module(field.values)
+    values = field.values
+    for axis, (n, scale, offset, first) in enumerate(
+        zip(shape, field.scale, field.offset, start or [0] * len(shape), strict=True)
+    ):
+        nodes = values.shape[axis]
+        place = xp.clip((xp.arange(n) + first) * scale + offset, 0, nodes - 1)
+        before = xp.minimum(place.astype(int), max(nodes - 2, 0))
+        part = (place - before).reshape([-1 if k == axis else 1 for k in range(values.ndim)])
+        after = xp.minimum(before + 1, nodes - 1)
+        values = xp.take(values, before, axis) * (1 - part) + xp.take(values, after, axis) * part
+    return values
+
+
+def _weights(order: str) -> list[tuple[int, Callable[[Any], Any], Callable[[Any], Any]]]:
+    """Per tap: its distance from the cell, its weight at the fraction f, and the derivative of that by f."""
+    if order == "linear":
+        return [(0, lambda f: 1 - f, lambda f: -1 + 0 * f), (1, lambda f: f, lambda f: 1 + 0 * f)]
+    if order == "cubic":
+        return [
+            (-1, lambda f: (-f + 2 * f**2 - f**3) / 2, lambda f: (-1 + 4 * f - 3 * f**2) / 2),
+            (0, lambda f: (2 - 5 * f**2 + 3 * f**3) / 2, lambda f: (-10 * f + 9 * f**2) / 2),
+            (1, lambda f: (f + 4 * f**2 - 3 * f**3) / 2, lambda f: (1 + 8 * f - 9 * f**2) / 2),
+            (2, lambda f: (-(f**2) + f**3) / 2, lambda f: (-2 * f + 3 * f**2) / 2),
+        ]
+    return [(0, lambda f: 1 + 0 * f, lambda f: 0 * f)]
+
+
+def _mapped_reference(matrix: Any, shape: Sequence[int], field: Any, start: Sequence[int] | None) -> Any:
+    """``q = A (p + u(p))``, (*shape, n) float64."""
+    xp = array_module(matrix)
+    axes = [xp.arange(n, dtype=float) + first for n, first in zip(shape, start or [0] * len(shape), strict=True)]
+    points = xp.stack(xp.meshgrid(*axes, indexing="ij"), axis=-1)
+    if isinstance(field, CoarseField):
+        field = field_reference(field, shape, start)
+    points = points if field is None else points + field
+    return points @ matrix[:-1, :-1].T + matrix[:-1, -1]
+
+
+def _held(moving: Any, index: Any, outside: str) -> Any:
+    """Pixels (..., c) at whole indices (..., n), 0 or the edge outside."""
+    xp = array_module(moving)
+    size = xp.asarray(moving.shape[:-1])
+    inside = ((index >= 0) & (index < size)).all(axis=-1) | (outside == "edge")
+    where = tuple(xp.moveaxis(xp.clip(index, 0, size - 1), -1, 0))
+    return xp.where(inside[..., None], moving[where], 0)
+
+
+def warp_reference(
+    moving: Any,
+    matrix: Any,
+    shape: Sequence[int],
+    field: Any = None,
+    order: str = "linear",
+    *,
+    outside: Outside = "zero",
+    tile: Tile | None = None,
+) -> tuple[Any, Any]:
+    """The formula at the top of this module, readable, on NumPy or CuPy: values (*shape, c) and gradient (*shape, c, n), float64.
+
+    ``moving`` has channels. With ``nearest`` the gradient is 0.
+    """
+    xp = array_module(moving)
+    ndim = len(shape)
+    start, origin = tile or Tile((0,) * ndim, (0,) * ndim)
+    q = xp.nan_to_num(_mapped_reference(matrix, shape, field, start), nan=-1e6)
+    if outside == "edge":
+        q = xp.clip(q, xp.asarray(origin), xp.asarray(origin) + xp.asarray(moving.shape[:-1]) - 1)
+    q = q + (0.5 if order == "nearest" else 0.0)
+    cell = xp.floor(q)
+    fraction = q - cell
+    cell = cell.astype(int) - xp.asarray(origin)
+    values, slopes = 0.0, [0.0] * ndim
+    for taps in product(_weights(order), repeat=ndim):
+        pixels = _held(moving, cell + xp.asarray([tap[0] for tap in taps]), outside)
+        weight = [tap[1](fraction[..., k, None]) for k, tap in enumerate(taps)]
+        values = values + _product(weight) * pixels
+        for axis in range(ndim):
+            slope = taps[axis][2](fraction[..., axis, None])
+            slopes[axis] = slopes[axis] + _product([slope if k == axis else weight[k] for k in range(ndim)]) * pixels
+    return values, xp.stack(slopes, axis=-1) @ matrix[:-1, :-1]
+
+
+def _product(factors: Sequence[Any]) -> Any:
+    whole = factors[0]
+    for factor in factors[1:]:
+        whole = whole * factor
+    return whole
 
 
 @njit(parallel=True, cache=True)
