@@ -14,6 +14,7 @@ from histomri.backend import resolve_device
 from histomri.core import Grid, Image, InputError, Landmarks, RegistrationError
 from histomri.core.errors import Problem
 from histomri.registration.alignment import Alignment, Guide, Progress, View, part, silent
+from histomri.registration.choices import register_chosen
 from histomri.registration.sanity import folded_share, refusal
 from histomri.registration.views import make_view
 from histomri.registration.warp import warped
@@ -25,7 +26,6 @@ AnyPoints = Landmarks | ArrayLike
 
 TRANSFORMS = ("translation", "rigid", "similarity", "affine", "bspline", "diffeomorphic", "velocity")
 METRICS = ("ssd", "ncc", "lncc", "cr", "mi", "nmi", "ngf", "mind")
-DEFAULT_TRANSFORMS = ("affine", "diffeomorphic")
 SPACING_RATIO = 500.0
 EXTENT_RATIO = 100.0
 
@@ -171,7 +171,7 @@ def _aligned(
 ) -> Alignment:
     """The default pipeline of these dimensions, or the engine with the user's choice."""
     if transforms is not None or metric is not None:
-        raise RegistrationError("transforms and metrics cannot be chosen yet.")
+        return register_chosen(fixed, moving, transforms, metric, guide, progress)
     if fixed.image.grid.ndim == 3:
         raise RegistrationError("volumes cannot be registered yet.")
     from histomri.registration import pair_alignment as planar

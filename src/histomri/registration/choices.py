@@ -1,0 +1,57 @@
+"""The user's own choice of transforms and metric, run by the engine from the default pipeline's start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histomri.core import Image
+from histomri.registration.alignment import Alignment, Guide, Progress, View, part
+from histomri.transforms import Affine
+
+Float = NDArray[np.float64]
+
+DEFAULT_TRANSFORMS = ("affine", "diffeomorphic")
+DEFAULT_METRIC = "mind"
+
+
+def register_chosen(
+    fixed: View, moving: View, transforms: Sequence[str] | None, metric: str | None, guide: Guide, progress: Progress
+) -> Alignment:
+    """The engine's fit with ``transforms`` and ``metric`` (None: the default), from a searched start unless ``guide`` says no."""
+    from histomri.registration.engine import fit
+
+    names, measure = tuple(transforms or DEFAULT_TRANSFORMS), metric or DEFAULT_METRIC
+    start = None
+    if guide.search and guide.landmarks is None:
+        found = find_start(fixed, moving, part(progress, 0.0, 0.4))
+        start = nearest(found, names[0], fixed.mask).matrix
+    images = fixed.image, moving.image, names, measure, fixed.mask, moving.mask
+    done = fit(*images, start, landmarks=guide.landmarks, progress=part(progress, 0.4, 1.0))
+    return Alignment(done.transform, done.status, done.reason, measure, done.value_before, done.value_after, done.trace)
+
+
+def find_start(fixed: View, moving: View, progress: Progress) -> Affine:
+    """Fixed mm to moving mm from no initial guess."""
+    from histomri.registration.pair_alignment import register_planar
+
+    found = register_planar(fixed, moving, Guide(), progress).transform
+    steps = getattr(found, "steps", (found,))
+    last = steps[-1]
+    assert isinstance(last, Affine)
+    return last
+
+
+def nearest(start: Affine, model: str, fixed_mask: Image) -> Affine:
+    """The transform of a linear ``model`` nearest to a start: the same where the middle of the fixed mask goes; others unchanged.
+
+    The rotation (or reflection) is the polar factor of the linear part (Higham 1986), the scale the mean of its singular values.
+    """
+    u, scales, vt = np.linalg.svd(start.linear)
+    linear = {"translation": np.eye(start.ndim), "rigid": u @ vt, "similarity": scales.mean() * u @ vt}.get(model)
+    if linear is None:
+        return start
+    middle = fixed_mask.grid.to_world(np.argwhere(fixed_mask.data).mean(axis=0))
+    return Affine.from_parts(linear, start.map(middle) - linear @ middle)
