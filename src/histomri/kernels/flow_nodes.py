@@ -1,0 +1,201 @@
+"""Gauss-Newton of a displacement that lives on nodes: the sums, the regularised solve and the composition, all in 2D.
+
+The displacement u (rows, columns, 2) in pixels lives on nodes ``stride`` pixels apart, at the middles of blocks of
+``stride x stride`` pixels, and is bilinear between them (constant beyond the outermost). A smooth field needs far fewer nodes
+than the images have pixels, so the pass over the pixels is all that costs. For the pixels p of the block of node n, with
+``q = p + o + u(p)``, ``r_c = m_c(q) - f_c(p)``, ``e = sum_c r_c^2``, g_c the mean of the gradients of m_c at q and of f_c at p
+(efficient second-order minimisation, Malis 2004), v = w_f(p) w_m(q) and the robust w = v s / (s + e) (Geman and McClure 1985):
+
+    T_n = sum w sum_c g_c g_c^T  (yy, yx, xx),  b_n = sum w sum_c r_c g_c  (y, x),  E_n = sum w e,  W_n = sum v
+
+o is the offset of the fixed image's corner in the moving one. Where q leaves the moving image the weight is 0: what was not
+imaged says nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+TERMS = 7
+ONE = np.float32(1)
+
+
+@njit(inline="always")
+def _between(field, y, x):  # type: ignore[no-untyped-def]
+    """Both components at a point in units of the nodes, bilinear, the nearest edge value outside."""
+    rows, columns = field.shape[0], field.shape[1]
+    y = min(max(y, np.float32(0)), np.float32(rows - 1))
+    x = min(max(x, np.float32(0)), np.float32(columns - 1))
+    iy, ix = int(y), int(x)
+    jy, jx = min(iy + 1, rows - 1), min(ix + 1, columns - 1)
+    fy, fx = y - np.float32(iy), x - np.float32(ix)
+    a, b, c, d = (ONE - fy) * (ONE - fx), (ONE - fy) * fx, fy * (ONE - fx), fy * fx
+    return (
+        a * field[iy, ix, 0] + b * field[iy, jx, 0] + c * field[jy, ix, 0] + d * field[jy, jx, 0],
+        a * field[iy, ix, 1] + b * field[iy, jx, 1] + c * field[jy, ix, 1] + d * field[jy, jx, 1],
+    )
+
+
+@njit(parallel=True, cache=True, fastmath=True)
+def _node_terms(fixed, moving, fixed_weight, moving_weight, field, stride, offset, scale, out):  # type: ignore[no-untyped-def]
+    height, width = fixed.shape[0], fixed.shape[1]
+    channels = fixed.shape[2]
+    tall, wide = np.float32(moving.shape[0] - 1), np.float32(moving.shape[1] - 1)
+    step, half, zero = ONE / np.float32(stride), np.float32(0.5), np.float32(0)
+    shift = half * step - half
+    for line in prange(out.shape[0]):
+        row = np.int64(line)
+        for column in range(out.shape[1]):
+            syy = syx = sxx = sy = sx = se = sw = zero
+            for i in range(row * stride, min((row + 1) * stride, height)):
+                up, down = max(i - 1, 0), min(i + 1, height - 1)
+                for j in range(column * stride, min((column + 1) * stride, width)):
+                    w = fixed_weight[i, j]
+                    if w == zero:
+                        continue
+                    uy, ux = _between(field, np.float32(i) * step + shift, np.float32(j) * step + shift)
+                    y, x = np.float32(i + offset[0]) + uy, np.float32(j + offset[1]) + ux
+                    if not (zero <= y < tall and zero <= x < wide):
+                        continue
+                    iy, ix = int(y), int(x)
+                    fy, fx = y - np.float32(iy), x - np.float32(ix)
+                    w *= moving_weight[int(y + half), int(x + half)]
+                    if w == zero:
+                        continue
+                    left, right = max(j - 1, 0), min(j + 1, width - 1)
+                    tyy = tyx = txx = by = bx = e = zero
+                    for c in range(channels):
+                        m00, m01 = moving[iy, ix, c], moving[iy, ix + 1, c]
+                        m10, m11 = moving[iy + 1, ix, c], moving[iy + 1, ix + 1, c]
+                        top, bottom = m00 + (m01 - m00) * fx, m10 + (m11 - m10) * fx
+                        r = top + (bottom - top) * fy - fixed[i, j, c]
+                        gy = half * (bottom - top + half * (fixed[down, j, c] - fixed[up, j, c]))
+                        gx = (m01 - m00) + ((m11 - m10) - (m01 - m00)) * fy
+                        gx = half * (gx + half * (fixed[i, right, c] - fixed[i, left, c]))
+                        tyy += gy * gy
+                        tyx += gy * gx
+                        txx += gx * gx
+                        by += r * gy
+                        bx += r * gx
+                        e += r * r
+                    trust = scale / (scale + e)
+                    se += w * trust * e
+                    sw += w
+                    w *= trust
+                    syy += w * tyy
+                    syx += w * tyx
+                    sxx += w * txx
+                    sy += w * by
+                    sx += w * bx
+            out[row, column, 0], out[row, column, 1], out[row, column, 2] = syy, syx, sxx
+            out[row, column, 3], out[row, column, 4] = sy, sx
+            out[row, column, 5], out[row, column, 6] = se, sw
+
+
+def node_terms(
+    fixed: tuple[Array, Array], moving: tuple[Array, Array], field: Array, stride: int, offset: tuple[int, int], scale: float
+) -> Array:
+    """The seven terms (rows, columns, 7): T_yy, T_yx, T_xx, b_y, b_x, E, W.
+
+    ``fixed`` and ``moving`` are features (y, x, c) and weight (y, x) each, of their own sizes; ``field`` (rows, columns, 2) in
+    pixels; ``scale`` the residual s at which a pixel loses half of its say (infinite: none does).
+    """
+    out = np.empty((*field.shape[:2], TERMS), np.float32)
+    robust = np.float32(min(scale, 1e9))
+    _node_terms(fixed[0], moving[0], fixed[1], moving[1], field, stride, offset, robust, out)
+    return out
+
+
+@njit(parallel=True, cache=True, fastmath=True)
+def _relax(system, alpha, update, colour):  # type: ignore[no-untyped-def]
+    rows, columns = update.shape[0], update.shape[1]
+    for line in prange(rows):
+        i = np.int64(line)
+        for j in range((i + colour) % 2, columns, 2):
+            ny = nx = np.float32(0)
+            n = 0
+            if i > 0:
+                ny, nx, n = ny + update[i - 1, j, 0], nx + update[i - 1, j, 1], n + 1
+            if i < rows - 1:
+                ny, nx, n = ny + update[i + 1, j, 0], nx + update[i + 1, j, 1], n + 1
+            if j > 0:
+                ny, nx, n = ny + update[i, j - 1, 0], nx + update[i, j - 1, 1], n + 1
+            if j < columns - 1:
+                ny, nx, n = ny + update[i, j + 1, 0], nx + update[i, j + 1, 1], n + 1
+            yy, yx, xx = system[i, j, 0] + alpha * n, system[i, j, 1], system[i, j, 2] + alpha * n
+            ry, rx = system[i, j, 3] + alpha * ny, system[i, j, 4] + alpha * nx
+            det = yy * xx - yx * yx
+            update[i, j, 0] = (xx * ry - yx * rx) / det
+            update[i, j, 1] = (yy * rx - yx * ry) / det
+
+
+def relaxed(terms: Array, field: Array, alpha: float, ridge: float, sweeps: int) -> Array:
+    """The update d (rows, columns, 2) of ``(T + ridge + alpha L) d = -b - alpha L u``, L the graph Laplacian of the nodes.
+
+    Red-black Gauss-Seidel from 0: the same for any number of threads. ``alpha`` is the weight of ``sum |u_n - u_m|^2`` over
+    neighbouring nodes.
+    """
+    system = np.ascontiguousarray(terms[..., :5])
+    system[..., 3:] *= -1
+    system[..., 3:] -= np.float32(alpha) * laplacian(field)
+    system[..., 0] += np.float32(ridge)
+    system[..., 2] += np.float32(ridge)
+    update = np.zeros_like(field)
+    for _ in range(sweeps):
+        _relax(system, np.float32(alpha), update, 0)
+        _relax(system, np.float32(alpha), update, 1)
+    return update
+
+
+def laplacian(field: Array) -> Array:
+    """``sum over neighbours m of (u_n - u_m)``, nodes at the border having fewer neighbours."""
+    out = np.zeros_like(field)
+    down, right = np.diff(field, axis=0), np.diff(field, axis=1)
+    out[:-1] -= down
+    out[1:] += down
+    out[:, :-1] -= right
+    out[:, 1:] += right
+    return out
+
+
+@njit(parallel=True, cache=True)
+def _compose(field, update, step, out):  # type: ignore[no-untyped-def]
+    for line in prange(field.shape[0]):
+        i = np.int64(line)
+        for j in range(field.shape[1]):
+            dy, dx = update[i, j, 0], update[i, j, 1]
+            uy, ux = _between(field, np.float32(i) + dy * step, np.float32(j) + dx * step)
+            out[i, j, 0], out[i, j, 1] = uy + dy, ux + dx
+
+
+def composed(field: Array, update: Array, stride: int) -> Array:
+    """``d + u(p + d)`` on the nodes, both in pixels."""
+    out = np.empty_like(field)
+    _compose(field, update, np.float32(1 / stride), out)
+    return out
+
+
+@njit(parallel=True, cache=True)
+def _least_jacobian(field, step, out):  # type: ignore[no-untyped-def]
+    for line in prange(field.shape[0] - 1):
+        i = np.int64(line)
+        least = np.float32(np.inf)
+        for j in range(field.shape[1] - 1):
+            for corner in range(4):
+                a, b = i + corner // 2, j + corner % 2
+                yy = ONE + (field[i + 1, b, 0] - field[i, b, 0]) * step
+                xy = (field[i + 1, b, 1] - field[i, b, 1]) * step
+                yx = (field[a, j + 1, 0] - field[a, j, 0]) * step
+                xx = ONE + (field[a, j + 1, 1] - field[a, j, 1]) * step
+                least = min(least, yy * xx - xy * yx)
+        out[i] = least
+
+
+def least_jacobian(field: Array, stride: int) -> float:
+    """The smallest determinant of ``d(p + u)/dp`` anywhere: that of a bilinear cell is bilinear too, so its corners bound it."""
+    out = np.full(max(field.shape[0] - 1, 1), 1.0, np.float32)
+    _least_jacobian(field, np.float32(1 / stride), out)
+    return float(out.min())

@@ -1,0 +1,244 @@
+"""Two views on one level of resolution, and Gauss-Newton on it: linear maps and deformations, both over nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from histomri.core import Grid
+from histomri.kernels.descriptor import mind_plane
+from histomri.kernels.flow_nodes import composed, least_jacobian, node_terms, relaxed
+from histomri.kernels.interpolate import warp_2d
+from histomri.registration.alignment import View
+
+Float = NDArray[np.float64]
+Array = NDArray[np.float32]
+Bool = NDArray[np.bool_]
+MARGIN_SHARE = 0.02
+EDGE_PX = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Pyramid:
+    """A view at its own spacing, halved again and again: planes (y, x, 2) of image and mask, finest first, and their grids."""
+
+    grids: tuple[Grid, ...]
+    planes: tuple[Array, ...]
+
+    @staticmethod
+    def of(view: View, least_px: int = 24) -> Pyramid:
+        """Area averages; what lies further than ``MARGIN_SHARE`` of the image from the mask is erased, as it is not tissue."""
+        mask = np.asarray(view.mask.data, bool)
+        reach = max(1, round(MARGIN_SHARE * max(mask.shape)))
+        near = cv2.dilate(mask.astype(np.uint8), np.ones((2 * reach + 1,) * 2, np.uint8)).astype(bool)
+        plane = np.stack([np.where(near, view.image.data, 0), mask], axis=-1).astype(np.float32)
+        grids, planes = [view.image.grid], [plane]
+        while min(plane.shape[:2]) >= 2 * least_px:
+            plane = _halved(plane)
+            grids.append(grids[-1].downsample(2))
+            planes.append(plane)
+        return Pyramid(tuple(grids), tuple(planes))
+
+    @property
+    def spacing_mm(self) -> float:
+        """The finest spacing."""
+        return float(self.grids[0].spacing_mm.max())
+
+    def on(self, grid: Grid, matrix: Float) -> Array:
+        """Image, mask and whether it was imaged at all, (y, x, 3), on a grid that ``matrix`` takes to this view's world."""
+        step = np.linalg.norm(matrix[:2, :2] @ grid.direction * grid.spacing_mm, axis=0).min()
+        level = max((i for i, g in enumerate(self.grids) if float(g.spacing_mm.max()) <= 1.01 * step), default=0)
+        plane, source = self.planes[level], self.grids[level]
+        blur = float(np.sqrt(max((step / float(source.spacing_mm.max())) ** 2 - 1, 0))) * 0.5
+        if blur > 0.2:
+            plane = np.asarray(cv2.GaussianBlur(plane, (0, 0), blur, borderType=cv2.BORDER_REPLICATE), np.float32)
+        onto = source.world_to_index @ matrix @ grid.index_to_world
+        full = np.concatenate([plane, np.ones((*plane.shape[:2], 1), np.float32)], axis=-1)
+        return warp_2d(full, onto, (grid.shape[0], grid.shape[1]))
+
+
+def _halved(plane: Array) -> Array:
+    height, width = plane.shape[:2]
+    even = cv2.copyMakeBorder(plane, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+    return np.asarray(cv2.resize(even, (even.shape[1] // 2, even.shape[0] // 2), interpolation=cv2.INTER_AREA), np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """Features and weight of both images in the fixed frame; the moving one reaches ``pad`` pixels further on every side."""
+
+    grid: Grid
+    fixed: tuple[Array, Array]
+    moving: tuple[Array, Array]
+    pad: int
+    stride: int
+    scale: float
+
+    @property
+    def nodes(self) -> tuple[int, int]:
+        """How many nodes there are along y and x."""
+        return -(-self.grid.shape[0] // self.stride), -(-self.grid.shape[1] // self.stride)
+
+    def terms(self, field: Array) -> Array:
+        """The Gauss-Newton sums on the nodes."""
+        return node_terms(self.fixed, self.moving, field, self.stride, (self.pad, self.pad), self.scale)
+
+    def chance(self) -> float:
+        """The robust residual of unrelated pixels, ``s e / (s + e)``, ``e = sum_c var f_c + var m_c + (mean f_c - mean m_c)^2``."""
+        f, m = self.fixed[0][self.fixed[1] > 0][::7], self.moving[0][self.moving[1] > 0][::7]
+        if not len(f) or not len(m):
+            return self.scale
+        e = float((f.var(axis=0) + m.var(axis=0) + (f.mean(axis=0) - m.mean(axis=0)) ** 2).sum())
+        return self.scale * e / (self.scale + e)
+
+    def positions(self) -> Float:
+        """Pixel positions of the nodes, (rows, columns, 2)."""
+        axes = [(np.arange(n) + 0.5) * self.stride - 0.5 for n in self.nodes]
+        return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+
+
+def make_level(fixed: Pyramid, moving: Pyramid, matrix: Float, grid: Grid, stride: int, robust: float) -> Level:
+    """Both views on ``grid``, the moving one under ``matrix`` (fixed mm -> moving mm)."""
+    pad = EDGE_PX + round(0.06 * max(grid.shape))
+    wide = grid.crop((-pad, -pad), np.asarray(grid.shape) + pad)
+    still, other = fixed.on(grid, np.eye(3)), moving.on(wide, matrix)
+    inner = other[pad:-pad, pad:-pad]
+    tissue = np.maximum(still[..., 1], inner[..., 1]) > 0.1
+    near = cv2.dilate(tissue.astype(np.uint8), np.ones((2 * EDGE_PX + 1,) * 2, np.uint8))
+    f, m = _features(still), _features(other)
+    weight = (near > 0) & _imaged(still)
+    return Level(grid, (f, weight.astype(np.float32)), (m, _imaged(other).astype(np.float32)), pad, stride, robust)
+
+
+def _features(plane: Array) -> Array:
+    return mind_plane(np.ascontiguousarray(plane[..., 0]), plane[..., 1] > 0.5)
+
+
+def _imaged(plane: Array) -> Bool:
+    """Pixels whose descriptor saw only what was imaged."""
+    return cv2.erode((plane[..., 2] > 0.99).astype(np.uint8), np.ones((5, 5), np.uint8), borderValue=0) > 0
+
+
+def fit_matrix(level: Level, model: str, iterations: int) -> tuple[Float, float]:
+    """The linear map of the level's pixels (3, 3), to be done before its matrix, and its cost: 1 where all looks unrelated.
+
+    Pixels of tissue that find nothing imaged cost as much as unrelated ones, so losing them never pays.
+    """
+    state, best = np.eye(3), (np.eye(3), np.inf)
+    total = max(float(level.fixed[1].sum(dtype=np.float64)), 1e-9)
+    positions, chance = level.positions(), level.chance()
+    for _ in range(iterations):
+        field = (positions @ (state[:2, :2] - np.eye(2)).T + state[:2, 2]).astype(np.float32)
+        terms = level.terms(field).astype(np.float64)
+        cost = (float(terms[..., 5].sum()) / chance + total - float(terms[..., 6].sum())) / total
+        if not cost < best[1] * (1 - 1e-4):
+            return (state, cost) if cost < best[1] else best
+        best = (state, cost)
+        state = state @ _linear_step(terms, positions, model)
+    return best
+
+
+def _linear_step(terms: Float, positions: Float, model: str) -> Float:
+    """The Gauss-Newton step of a linear model, at most three pixels anywhere."""
+    centre = positions.reshape(-1, 2).mean(axis=0)
+    radius = float(np.abs(positions - centre).max()) or 1.0
+    scaled = np.concatenate([(positions - centre) / radius, np.ones((*positions.shape[:2], 1))], axis=-1)
+    generators = _generators(model)
+    basis = np.einsum("kab,ijb->ijak", generators, scaled)
+    tensor = terms[..., [0, 1, 1, 2]].reshape(*terms.shape[:2], 2, 2)
+    hessian = np.einsum("ijak,ijab,ijbl->kl", basis, tensor, basis, optimize=True)
+    slope = np.einsum("ijak,ija->k", basis, terms[..., 3:5])
+    hessian += np.eye(len(slope)) * (1e-3 * np.trace(hessian) / len(slope) + 1e-12)
+    delta = -np.linalg.solve(hessian, slope)
+    delta *= min(1.0, 3.0 / max(float(np.abs(basis @ delta).max()), 1e-9))
+    step = np.eye(3)
+    move = np.tensordot(delta, generators, axes=1)
+    step[:2, :2] += move[:, :2] / radius
+    step[:2, 2] = move[:, 2] - move[:, :2] @ centre / radius
+    return step
+
+
+def _generators(model: str) -> Float:
+    """Displacements of a model's parameters, as (2, 3) matrices on (y, x, 1)."""
+    parts = [[[0, 0, 1], [0, 0, 0]], [[0, 0, 0], [0, 0, 1]]]
+    if model == "affine":
+        parts += [[[1, 0, 0], [0, 0, 0]], [[0, 1, 0], [0, 0, 0]], [[0, 0, 0], [1, 0, 0]], [[0, 0, 0], [0, 1, 0]]]
+    elif model == "similarity":
+        parts += [[[1, 0, 0], [0, 1, 0]], [[0, -1, 0], [1, 0, 0]]]
+    return np.array(parts, float)
+
+
+@dataclass(frozen=True)
+class Bending:
+    """How a level's deformation is sought. ``alpha``: weight of the squared slope of the displacement, relative to the mean of
+    the structure tensor; ``ridge``: damping, likewise; ``window``: Gaussian of the sums in nodes; ``fluid``: Gaussian of each
+    update in nodes; ``sweeps`` of the solver; at most ``iterations``, fewer where the cost falls by less than ``tolerance``.
+    """
+
+    alpha: float = 1.0
+    ridge: float = 0.05
+    window: float = 0.7
+    fluid: float = 0.0
+    sweeps: int = 12
+    iterations: int = 20
+    tolerance: float = 1e-3
+
+
+MIN_JACOBIAN = 0.1
+
+
+def bend(level: Level, field: Array, plan: Bending) -> tuple[Array, float, str]:
+    """The level's displacement on its nodes, in pixels, from ``field`` on; its cost and how it ended.
+
+    Each Gauss-Newton step of ``sum w r^2 + alpha |grad u|^2`` is composed with the field so far, and halved as long as it
+    would fold.
+    """
+    best, best_cost, stale = field, np.inf, 0
+    for _ in range(plan.iterations):
+        terms = level.terms(field)
+        weight = max(float(terms[..., 6].sum(dtype=np.float64)), 1e-9)
+        tensor = float((terms[..., 0] + terms[..., 2]).sum(dtype=np.float64)) / 2
+        used = max(int((terms[..., 6] > 0).sum()), 1)
+        alpha = plan.alpha * tensor / used
+        slope = float(sum((np.diff(field, axis=a).astype(np.float64) ** 2).sum() for a in (0, 1)))
+        cost = (float(terms[..., 5].sum(dtype=np.float64)) + alpha * slope) / weight
+        if cost < best_cost * (1 - plan.tolerance):
+            best, best_cost, stale = field, cost, 0
+        else:
+            best, best_cost, stale = (field, cost, stale + 1) if cost < best_cost else (best, best_cost, stale + 1)
+            if stale >= 2:
+                return best, best_cost, "converged"
+        field = _advance(field, _smoothed(terms, plan.window), level.stride, alpha, plan.ridge * tensor / used, plan)
+    return best, best_cost, "stopped"
+
+
+def _advance(field: Array, terms: Array, stride: int, alpha: float, ridge: float, plan: Bending) -> Array:
+    update = relaxed(terms, field, alpha, ridge, plan.sweeps)
+    length = np.linalg.norm(update, axis=-1, keepdims=True)
+    update = _smoothed(update / np.maximum(length / stride, 1), plan.fluid)
+    for _ in range(5):
+        moved = composed(field, update, stride)
+        if least_jacobian(moved, stride) > MIN_JACOBIAN:
+            return moved
+        update = update / np.float32(2)
+    return field
+
+
+def _smoothed(values: Array, sigma: float) -> Array:
+    if sigma <= 0:
+        return values
+    width = 2 * int(np.ceil(3 * sigma)) + 1
+    parts = [
+        cv2.GaussianBlur(np.ascontiguousarray(p), (width, width), sigma, borderType=cv2.BORDER_REPLICATE)
+        for p in np.moveaxis(values, -1, 0)
+    ]
+    return np.ascontiguousarray(np.stack(parts, axis=-1))
+
+
+def finer(field: Array, nodes: tuple[int, int]) -> Array:
+    """A field on nodes half as far apart, in pixels half as large."""
+    doubled = cv2.resize(field, (nodes[1], nodes[0]), interpolation=cv2.INTER_LINEAR) * np.float32(2)
+    return np.ascontiguousarray(doubled)

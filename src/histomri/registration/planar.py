@@ -1,0 +1,161 @@
+"""Two sections, whatever their stains and however they lie: the registration that needs no option."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histomri.core import Grid, RegistrationError
+from histomri.registration.alignment import Alignment, Guide, Progress, View, silent
+from histomri.registration.channels import make_channels
+from histomri.registration.node_flow import Bending, Pyramid, bend, finer, fit_matrix, make_level
+from histomri.registration.pair import at_spacing, scaled
+from histomri.registration.search import rigid_search
+from histomri.transforms import Affine, Chain, DisplacementField
+
+Float = NDArray[np.float64]
+Array = NDArray[np.float32]
+SAME_SHARE = 0.03
+
+
+@dataclass(frozen=True)
+class PlanarSettings:
+    """Sizes are pixels along the longer side of the fixed image: ``working_px`` at most at the finest level, at least
+    ``coarsest_px`` at the coarsest, ``search_px`` in the search over all angles (every ``step_deg``), both faces and ``scales``.
+    ``candidates`` of it are refined, ``rivals`` of those that differ once more. ``stride``: pixels between a deformation's nodes.
+    ``robust``: squared difference of the descriptors at which a pixel loses half of its say.
+    """
+
+    working_px: int = 1024
+    coarsest_px: int = 40
+    search_px: int = 48
+    step_deg: float = 10.0
+    scales: tuple[float, ...] = tuple(float(1.12**k) for k in range(-6, 7))
+    candidates: int = 8
+    rivals: int = 4
+    stride: int = 4
+    robust: float = 1.0
+    bending: Bending = field(default_factory=Bending)
+
+
+DEFAULTS = PlanarSettings()
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """An affine start: fixed mm to moving mm (3, 3), its cost (1: as if unrelated), and that of the best that lies elsewhere."""
+
+    matrix: Float
+    cost: float
+    rival: float
+
+
+def register_planar(
+    fixed: View, moving: View, guide: Guide, progress: Progress = silent, settings: PlanarSettings = DEFAULTS
+) -> Alignment:
+    """The moving section on the fixed one: search, affine, then a deformation that does not fold, coarse to fine.
+
+    Raises ``RegistrationError`` where an image holds no tissue.
+    """
+    planes = Pyramid.of(fixed), Pyramid.of(moving)
+    progress(0.0, "searching")
+    start = _start(fixed, moving, planes, guide, settings)
+    matrix = start.matrix
+    grids = level_grids(fixed.image.grid, _finest_mm(planes, matrix, settings), settings.coarsest_px, settings.stride)
+    nodes: Array | None = None
+    trace = []
+    status = "converged"
+    for done, grid in enumerate(grids):
+        progress(0.3 + 0.7 * 4.0 ** (done - len(grids)), f"deforming at {max(grid.shape)} px")
+        level = make_level(*planes, matrix, grid, settings.stride, settings.robust)
+        nodes = np.zeros((*level.nodes, 2), np.float32) if nodes is None else finer(nodes, level.nodes)
+        nodes, cost, status = bend(level, nodes, settings.bending)
+        trace.append(cost)
+    assert nodes is not None
+    transform = Chain((_displacement(grids[-1], settings.stride, nodes), Affine(matrix)))
+    return Alignment(transform, status, status, "mind", trace[0], trace[-1], tuple(trace))
+
+
+def find_start(fixed: View, moving: View, guide: Guide, settings: PlanarSettings = DEFAULTS) -> Affine:
+    """The affine that ``register_planar`` begins with.
+
+    Raises ``RegistrationError`` where an image holds no tissue.
+    """
+    return Affine(_start(fixed, moving, (Pyramid.of(fixed), Pyramid.of(moving)), guide, settings).matrix)
+
+
+def level_grids(fixed: Grid, finest_mm: float, coarsest_px: int, stride: int) -> list[Grid]:
+    """Grids over the fixed image from its corner on, each twice as fine as the one before, with whole nodes on each."""
+    longest = float(fixed.extent_mm.max()) / finest_mm
+    levels = max(0, int(np.floor(np.log2(longest / coarsest_px))))
+    blocks = np.ceil(fixed.extent_mm / (finest_mm * 2**levels * stride) - 1e-6).astype(int)
+    corner = fixed.to_world(np.full(2, -0.5))
+    grids = []
+    for level in range(levels + 1):
+        spacing = np.full(2, finest_mm * 2 ** (levels - level))
+        shape = blocks * stride * 2**level
+        grids.append(Grid(tuple(shape), spacing, corner + fixed.direction @ (spacing / 2), fixed.direction))
+    return grids
+
+
+def _finest_mm(planes: tuple[Pyramid, Pyramid], matrix: Float, settings: PlanarSettings) -> float:
+    """No finer than either image, nor than ``working_px``."""
+    scale = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
+    longest = float(planes[0].grids[0].extent_mm.max())
+    return max(planes[0].spacing_mm, planes[1].spacing_mm / scale, longest / settings.working_px)
+
+
+def _displacement(grid: Grid, stride: int, nodes: Array) -> DisplacementField:
+    """A displacement on nodes, in pixels of ``grid``, as a field in mm."""
+    origin = grid.to_world(np.full(2, 0.5 * stride - 0.5))
+    on = Grid(nodes.shape[:2], grid.spacing_mm * stride, origin, grid.direction)
+    return DisplacementField(on, (nodes * grid.spacing_mm) @ grid.direction.T)
+
+
+def _start(fixed: View, moving: View, planes: tuple[Pyramid, Pyramid], guide: Guide, settings: PlanarSettings) -> Start:
+    """The best of all refined starts."""
+    if not (np.asarray(fixed.mask.data).any() and np.asarray(moving.mask.data).any()):
+        raise RegistrationError("An image holds no tissue: its mask is empty.")
+    spacing = float(fixed.image.grid.extent_mm.max()) / settings.search_px
+    grids = level_grids(fixed.image.grid, spacing / 4, settings.search_px, settings.stride)
+    found = _candidates(fixed, moving, spacing, settings) if guide.search else [np.eye(3)]
+    first = [_refined(m, planes, ((grids[0], "similarity"), (grids[1], "affine")), settings) for m in found]
+    rivals: list[Float] = []
+    for _, matrix in sorted(first, key=lambda r: r[0]):
+        if len(rivals) < settings.rivals and all(_apart(matrix, r, fixed.image.grid) > SAME_SHARE for r in rivals):
+            rivals.append(matrix)
+    final = sorted((_refined(m, planes, ((grids[2], "affine"),), settings) for m in rivals), key=lambda r: r[0])
+    return Start(final[0][1], final[0][0], final[1][0] if len(final) > 1 else 1.0)
+
+
+def _candidates(fixed: View, moving: View, spacing_mm: float, settings: PlanarSettings) -> list[Float]:
+    """The best similarity maps of the search, best first."""
+    still = make_channels(*at_spacing(fixed.image, fixed.mask, spacing_mm), "edges")
+    angles = np.arange(0, 360, settings.step_deg)
+    found = []
+    for s in settings.scales:
+        other = make_channels(*at_spacing(scaled(moving.image, 1 / s), scaled(moving.mask, 1 / s), spacing_mm), "edges")
+        found += [(c.score, np.diag([s, s, 1.0]) @ c.matrix) for c in rigid_search(still, other, angles, keep=4)]
+    return [matrix for _, matrix in sorted(found, key=lambda r: -r[0])[: settings.candidates]]
+
+
+def _refined(
+    matrix: Float, planes: tuple[Pyramid, Pyramid], stages: tuple[tuple[Grid, str], ...], settings: PlanarSettings
+) -> tuple[float, Float]:
+    """Cost and map after the linear fits of ``stages`` in turn."""
+    cost = np.inf
+    for grid, model in stages:
+        level = make_level(*planes, matrix, grid, 2 if model == "similarity" else settings.stride, settings.robust)
+        step, cost = fit_matrix(level, model, 15)
+        matrix = matrix @ grid.index_to_world @ step @ grid.world_to_index
+    return cost, matrix
+
+
+def _apart(a: Float, b: Float, grid: Grid) -> float:
+    """How far two maps take the corners of a grid apart, rms, as a share of the grid's diagonal under ``b``."""
+    corners = grid.corners()
+    gap = corners @ (a - b)[:2, :2].T + (a - b)[:2, 2]
+    size = float(np.linalg.norm(grid.extent_mm)) * float(np.sqrt(abs(np.linalg.det(b[:2, :2]))))
+    return float(np.sqrt((gap**2).sum(axis=1).mean())) / size
