@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from synthetic import Tissue, rigid
 
 from histomri.core import Grid, Image, InputError, RegistrationError
-from histomri.registration import sanity, views, warp
+from histomri.registration import choices, sanity, views, warp
 from histomri.registration.alignment import View
 from histomri.registration.register import Registration, register
 from histomri.transforms import Affine, Chain, DisplacementField
@@ -76,6 +76,16 @@ def test_arrays_count_in_pixels() -> None:
     centre = (np.asarray(SHAPE)) / 2
     expected = (TURN[:2, :2] @ np.array([1.7, -0.85]) + TURN[:2, 2]) / 0.085 + centre
     np.testing.assert_allclose(result.map(centre + np.array([20.0, -10.0])), expected, atol=1.0)
+
+
+def test_a_scan_finds_a_thumbnail_four_times_smaller() -> None:
+    fixed = brightfield(shape=(450, 510), spacing=0.085 / 3)
+    moving = brightfield(np.linalg.inv(TURN), shape=(112, 128), spacing=0.085 * 4 / 3)
+    result = register(fixed.data, moving.data)
+    centre = np.array([225.0, 255.0])
+    expected = (TURN[:2, :2] @ np.array([1.7, -0.85]) + TURN[:2, 2]) / (0.085 * 4 / 3) + np.array([56.0, 64.0])
+    assert result.is_trusted
+    np.testing.assert_allclose(result.map(centre + np.array([60.0, -30.0])), expected, atol=1.0)
 
 
 def _refused(match: str, *images: Any, **more: Any) -> None:
@@ -178,6 +188,25 @@ def test_an_unknown_choice_names_the_choices(option: dict[str, Any], says: str) 
 def test_a_gpu_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("histomri.backend.has_gpu", lambda: False)
     _refused("gpu was asked for", brightfield(), brightfield(), device="gpu")
+
+
+def test_the_choices_are_the_menus_of_the_engine() -> None:
+    from histomri.registration import engine, metrics
+
+    assert set(choices.TRANSFORMS) == set(engine.TRANSFORMS)
+    assert set(choices.METRICS) == set(metrics.METRICS)
+
+
+@pytest.mark.parametrize(
+    ("model", "linear"), [("translation", np.eye(2)), ("rigid", rigid(30)[:2, :2]), ("similarity", 1.25 * rigid(30)[:2, :2])]
+)
+def test_a_start_is_brought_to_what_the_model_can_be(model: str, linear: np.ndarray) -> None:
+    start = Affine.from_parts(rigid(30)[:2, :2] @ np.diag([1.4, 1.1]), [3.0, -2.0])
+    mask = _masks()[0]
+    found = choices.nearest(start, model, mask)
+    np.testing.assert_allclose(found.linear, linear, atol=1e-12)
+    np.testing.assert_allclose(found.map(mask.grid.centre_mm), start.map(mask.grid.centre_mm))
+    assert choices.nearest(start, "affine", mask) is start
 
 
 def _masks(shape: tuple[int, ...] = (40, 50)) -> tuple[Image, Image]:

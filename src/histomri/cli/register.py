@@ -39,14 +39,14 @@ BAR = 24
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Add the command to the parser of ``histomri``."""
-    from histomri.registration.register import METRICS
+    from histomri.registration.choices import METRICS, TRANSFORMS
 
     parser: argparse.ArgumentParser = subparsers.add_parser("register", help=HELP, description=DESCRIPTION)
     parser.add_argument("fixed", type=Path, metavar="FIXED", help="the image that stays")
     parser.add_argument("moving", type=Path, metavar="MOVING", help="the image that is brought onto it")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the results")
-    models = "models fitted one after another, of {} (default: affine,diffeomorphic)"
-    parser.add_argument("--transform", type=_transforms, metavar="NAME,...", help=models.format(_model_names()))
+    models = f"models fitted one after another, of {', '.join(TRANSFORMS)} (default: affine,diffeomorphic)"
+    parser.add_argument("--transform", type=_transforms, metavar="NAME,...", help=models)
     parser.add_argument("--metric", choices=METRICS, help="how likeness is measured (default: what suits the images)")
     for name, other in (("fixed", "moving"), ("moving", "fixed")):
         mask = f"image as large as {name.upper()}: nonzero where to look (default: the tissue is found)"
@@ -62,14 +62,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     return parser
 
 
-def _model_names() -> str:
-    from histomri.registration.register import TRANSFORMS
-
-    return ", ".join(TRANSFORMS)
-
-
 def _transforms(text: str) -> tuple[str, ...]:
-    from histomri.registration.register import TRANSFORMS
+    from histomri.registration.choices import TRANSFORMS
 
     names = tuple(text.split(","))
     wrong = [n for n in names if n not in TRANSFORMS]

@@ -14,19 +14,19 @@ from histomri.backend import resolve_device
 from histomri.core import Grid, Image, InputError, Landmarks, RegistrationError
 from histomri.core.errors import Problem
 from histomri.registration.alignment import Alignment, Guide, Progress, View, part, silent
-from histomri.registration.choices import register_chosen
-from histomri.registration.sanity import folded_share, refusal
+from histomri.registration.choices import METRICS, TRANSFORMS, register_chosen
+from histomri.registration.pair import scaled
+from histomri.registration.sanity import folded_share, refusal, tissue_size
 from histomri.registration.views import make_view
 from histomri.registration.warp import warped
-from histomri.transforms import Transform
+from histomri.transforms import Affine, Chain, Transform
 
 Float = NDArray[np.float64]
 AnyImage = Image | NDArray[Any]
 AnyPoints = Landmarks | ArrayLike
 
-TRANSFORMS = ("translation", "rigid", "similarity", "affine", "bspline", "diffeomorphic", "velocity")
-METRICS = ("ssd", "ncc", "lncc", "cr", "mi", "nmi", "ngf", "mind")
 SPACING_RATIO = 500.0
+SEARCHED = 1.6
 EXTENT_RATIO = 100.0
 
 
@@ -112,10 +112,10 @@ def register(
         ``Image`` (geometry in mm), or a NumPy array: (y, x), (y, x, 3 or 4) in colour, or a volume (z, y, x); an array counts in
         pixels. Any number type and any channels; pixels that are NaN are masked out.
     transforms
-        Models fitted one after another, such as ``("rigid",)`` or ``("affine", "bspline")``: names of ``TRANSFORMS``.
-        By default affine, then a diffeomorphic deformation.
+        Models fitted one after another, such as ``("rigid",)`` or ``("affine", "bspline")``: names of
+        ``choices.TRANSFORMS``. By default affine, then a diffeomorphic deformation.
     metric
-        Name of ``METRICS``. By default what suits the images.
+        Name of ``choices.METRICS``. By default what suits the images.
     fixed_mask, moving_mask
         Where to look, of the size of their image (nonzero = use). By default the tissue is found (2D), or all is used (3D).
     fixed_landmarks, moving_landmarks
@@ -147,7 +147,7 @@ def register(
     fixed_view, said = make_view(pair[0], masks[0], names[0])
     progress(0.05, "reading")
     moving_view, more = make_view(pair[1], masks[1], names[1])
-    found = _aligned(fixed_view, moving_view, transforms, metric, guide, part(progress, 0.1, 1.0))
+    found = _at_one_scale(fixed_view, moving_view, transforms, metric, guide, part(progress, 0.1, 1.0))
     found = _judged(found, fixed_view, moving_view)
     progress(1.0, "registered")
     return Registration(
@@ -166,6 +166,26 @@ def register(
     )
 
 
+def _at_one_scale(
+    fixed: View, moving: View, transforms: Sequence[str] | None, metric: str | None, guide: Guide, progress: Progress
+) -> Alignment:
+    """The alignment, sought with the moving image as large as the fixed tissue where 2D images count in pixels and differ much.
+
+    Pixels of a scan and of a photograph say nothing of true sizes, and the search reaches about half to twice the size only.
+    """
+    ratio = tissue_size(fixed.mask) / tissue_size(moving.mask)
+    in_pixels = all((view.image.grid.spacing_mm % 1 == 0).all() and view.image.grid.ndim == 2 for view in (fixed, moving))
+    if not (guide.search and in_pixels) or 1 / SEARCHED < ratio < SEARCHED:
+        return _aligned(fixed, moving, transforms, metric, guide, progress)
+    larger = View(scaled(moving.image, ratio), scaled(moving.mask, ratio))
+    points = guide.landmarks and (guide.landmarks[0], guide.landmarks[1] * ratio)
+    found = _aligned(fixed, larger, transforms, metric, Guide(True, points), progress)
+    *before, last = Chain.steps_of(found.transform)
+    assert isinstance(last, Affine)
+    last = Affine.from_parts(last.linear / ratio, last.translation / ratio)
+    return replace(found, transform=Chain((*before, last)) if before else last)
+
+
 def _aligned(
     fixed: View, moving: View, transforms: Sequence[str] | None, metric: str | None, guide: Guide, progress: Progress
 ) -> Alignment:
@@ -173,7 +193,9 @@ def _aligned(
     if transforms is not None or metric is not None:
         return register_chosen(fixed, moving, transforms, metric, guide, progress)
     if fixed.image.grid.ndim == 3:
-        raise RegistrationError("volumes cannot be registered yet.")
+        from histomri.registration.volumetric import register_volumes
+
+        return register_volumes(fixed, moving, guide, progress)
     from histomri.registration import pair_alignment as planar
 
     return planar.register_planar(fixed, moving, guide, progress)
