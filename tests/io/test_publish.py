@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from histomri.io.publish import content_sha256, whole, write_json
+from histomri.io.atomic import write_json
+from histomri.io.publish import content_sha256, whole
 
 
 def make_store(folder: Path, text: str) -> None:
@@ -63,10 +66,12 @@ def test_missing_store_has_no_hash(tmp_path: Path) -> None:
         content_sha256(tmp_path / "none")
 
 
-def test_json_bytes_do_not_depend_on_the_order_of_keys(tmp_path: Path) -> None:
-    write_json(tmp_path / "a.json", {"x": 1, "ä": [0.1]})
-    write_json(tmp_path / "b.json", {"ä": [0.1], "x": 1})
-    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
-    with pytest.raises(ValueError):
-        write_json(tmp_path / "a.json", {"x": float("nan")})
-    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+def test_json_keeps_every_bit_and_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"x": np.float64(1) / 3, "ä": [np.float32(0.1), np.nan], "at": tmp_path / "b"})
+    read = json.loads(path.read_text(encoding="utf-8"))
+    assert read == {"x": 1 / 3, "ä": [float(np.float32(0.1)), None], "at": (tmp_path / "b").as_posix()}
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        write_json(path, {"x": object()})
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.json"]

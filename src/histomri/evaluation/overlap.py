@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from histomri.kernels.information import shared_information
+from histomri.kernels.threshold import otsu
 
 Mask = NDArray[np.bool_]
 
@@ -55,21 +56,9 @@ def local_ncc(a: ArrayLike, b: ArrayLike, mask: ArrayLike, window: int = 9) -> f
     return float(np.clip(cov * cov / np.maximum(vx * vy, floor), 0, 1)[m].mean())
 
 
-def best_threshold(values: ArrayLike, bins: int = 256) -> float:
+def best_threshold(values: ArrayLike) -> float:
     """Otsu's threshold of the finite values between their 0.5th and 99.5th percentile, for images of tissue on a dark background.
 
     Raises ``ValueError`` when the values do not vary.
     """
-    v = np.asarray(values, float).ravel()
-    v = v[np.isfinite(v)]
-    low, high = np.percentile(v, [0.5, 99.5]) if len(v) else (0.0, 0.0)
-    if not high > low:
-        raise ValueError("A threshold needs intensities that vary, found a constant image.")
-    count, edges = np.histogram(np.clip(v, low, high), bins)
-    centre = (edges[:-1] + edges[1:]) / 2
-    below = np.cumsum(count)
-    above = below[-1] - below
-    sums = np.cumsum(count * centre)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
-    return float(edges[1 + int(np.nanargmax(between[:-1]))])
+    return otsu(values, tail_percent=0.5)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 PARTIAL = ".partial"
 REPLACED = ".replaced"
@@ -50,16 +48,6 @@ def whole(path: str | Path) -> Iterator[Path]:
             replaced.rename(path)
         raise
     remove(replaced)
-
-
-def write_json(path: str | Path, obj: Any) -> None:
-    """Write ``obj`` as JSON, whole or not at all; equal objects give equal bytes.
-
-    Raises ``ValueError`` for NaN and infinity, which JSON does not know.
-    """
-    text = json.dumps(obj, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    with whole(path) as partial:
-        partial.write_text(text + "\n", encoding="utf-8")
 
 
 def content_files(store: str | Path) -> list[tuple[str, Path]]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from histomri.core import Grid, Image, InputError
 from histomri.core.errors import Problem
 from histomri.io import omezarr
-from histomri.io.publish import write_json
+from histomri.io.atomic import write_json
 from histomri.kernels.tissue import tissue_bright
 
 TISSUE = "labels/tissue"
@@ -79,7 +79,7 @@ def write_manifest(path: str | Path, manifest: SectionManifest) -> None:
     """Write a manifest, its store relative to the output folder so that the folder can move."""
     record: dict[str, Any] = asdict(manifest)
     record["store"] = Path(os.path.relpath(manifest.store.absolute(), output_folder(Path(path)))).as_posix()
-    write_json(path, record)
+    write_json(Path(path), record)
 
 
 def read_manifest(path: str | Path) -> SectionManifest:

@@ -14,6 +14,7 @@ from scipy import fft, ndimage
 
 from histomri.core import Grid, Image
 from histomri.kernels.features import smooth
+from histomri.kernels.threshold import otsu
 from histomri.registration.channels import make_channels
 from histomri.registration.linear import Channels, draw_samples, fit_linear
 
@@ -64,18 +65,6 @@ def tissue_cue(photo: Array, background: Float) -> Array:
 def smooth_rgb(values: Array, sigma_px: float) -> Array:
     """Gaussian over every channel of (y, x, c)."""
     return np.stack([smooth(values[..., c], sigma_px) for c in range(values.shape[-1])], axis=-1)
-
-
-def otsu(values: NDArray[np.generic]) -> float:
-    """The threshold of greatest variance between two classes (Otsu 1979)."""
-    counts, edges = np.histogram(np.asarray(values, float).ravel(), bins=256)
-    centres = (edges[1:] + edges[:-1]) / 2
-    below = np.cumsum(counts)
-    above = below[-1] - below
-    sums = np.cumsum(counts * centres)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
-    return float(centres[int(np.nanargmax(between))])
 
 
 def cut_surface(cue: Array, threshold: float, min_share: float = 0.0005) -> Mask:

@@ -18,14 +18,13 @@ from histomri.kernels.interpolate import sample_3d
 from histomri.registration.pair import PairResult, align, prepare, register_pair, structure_score
 from histomri.registration.volume import SectionPixels
 from histomri.transforms import Affine
-from histomri.transforms.placement import Placement
+from histomri.transforms.placement import DOUBTFUL, Placement
 
 Float = NDArray[np.float64]
 # below this lead over any other face or angle, what was found is a guess
 CLEAR_MARGIN = 0.02
 # an upright section wins a tie that is closer than this
 FACE_TIE = 0.01
-SURE = 0.3
 GUESS = 0.05
 MOST_SCALE = 1.25
 MARGIN_PX = 5
@@ -110,7 +109,7 @@ def _around_tissue(image: Image, mask: Image, search_mm: float, fine_mm: float) 
 
 def doubtful(placements: Mapping[str, Placement], pixels: Mapping[str, SectionPixels]) -> list[str]:
     """The sections with tissue that are not placed, or not surely."""
-    return [k for k, p in placements.items() if k in pixels and (not p.is_placed or p.confidence < SURE)]
+    return [k for k, p in placements.items() if k in pixels and p.is_doubtful]
 
 
 def rescue(
@@ -136,7 +135,7 @@ def rescue(
 def _rescued(old: Placement, affine: Affine, score: float, margin: float) -> Placement:
     quality = {**old.quality, "mri_search_score": round(score, 4), "mri_search_margin": round(margin, 4)}
     if margin >= CLEAR_MARGIN:
-        flag, confidence = "its neighbours could not place it; found on its MRI plane", min(1.0, SURE + 4 * margin)
+        flag, confidence = "its neighbours could not place it; found on its MRI plane", min(1.0, DOUBTFUL + 4 * margin)
     else:
         flag, confidence = "its neighbours could not place it; a guess on its MRI plane", GUESS
     flags = tuple(f for f in old.flags if not f.startswith(OUTDATED))

@@ -30,7 +30,6 @@ from histomri.transforms.placement import Placement, Placements
 
 Float = NDArray[np.float64]
 SURE = 0.5
-DOUBTFUL = 0.3
 VOLUME_SWEEPS = 2
 DEPTH_SECTIONS = 60
 
@@ -216,7 +215,7 @@ class SliceToVolume:
 
         Kept only where the mean structure score of the sections asked rises.
         """
-        asked = [k for k in self.order if k in self.large and self.placements[k].confidence >= DOUBTFUL]
+        asked = [k for k in self.order if k in self.large and not self.placements[k].is_doubtful]
         asked = asked[:: max(1, len(asked) // DEPTH_SECTIONS)]
         step = max(2 * self.settings.spacing_mm, float(self.mri_grid.spacing_mm.max()))
         offsets = np.asarray(step * np.arange(-3, 4), np.float64)

@@ -42,7 +42,8 @@ def build_volume(sections: Sequence[Section], block: Block, store: Path, manifes
     Two passes over the photographs, one in memory at a time: at low resolution to align them and find light and surface, then
     at full resolution to write them, each interpolated once. A photograph that cannot be read leaves its plane empty and listed.
     """
-    from histomri.io.publish import content_sha256, whole, write_json
+    from histomri.io.atomic import write_json
+    from histomri.io.publish import content_sha256, whole
 
     shown = [s for s in sorted(sections, key=lambda s: s.position_mm) if s.blockface is not None]
     pixel = block.blockface_pixel_size_mm

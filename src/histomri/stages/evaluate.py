@@ -38,29 +38,14 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class EvaluateSettings:
+class EvaluateSettings(Thresholds):
     """The config key ``evaluate``; ``config/schema/evaluate.yaml`` says what each field means and in which unit."""
 
     spacing_mm: float = 0.0
     max_pixels: int = 320
     reach: int = 2
-    outlier_z: float = 4.0
-    peer_window: int = 8
-    min_mask_dice: float = 0.6
-    min_confidence: float = 0.2
-    max_folding: float = 0.0
-    max_nmi_loss: float = 0.01
-    min_missing: float = 0.006
-    min_extra: float = 0.04
-    min_blotch: float = 0.08
-    min_stain_change: float = 0.25
     report_pixels: int = 320
     report_max_mb: float = 30.0
-
-    @property
-    def thresholds(self) -> Thresholds:
-        """The thresholds of acceptance."""
-        return Thresholds(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Thresholds)})
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,12 +113,12 @@ def _judge(
         measurer = _measurer(placed, earlier[0], pose, threads)
         measures = measurer.measure_all(settings.reach, threads)
         first = [_evidence(s, placed, manifests.get(s.id), measures.get(s.id)) for s in own]
-        trusted = {e.section for e, f in zip(first, flag_sections(first, settings.thresholds), strict=True) if not f}
+        trusted = {e.section for e, f in zip(first, flag_sections(first, settings), strict=True) if not f}
         if len(trusted) >= LEAST_TRUSTED * len(measures):
             measures = measurer.compare_again(measures, trusted, settings.reach, threads)
         smoothness = measurer.smoothness(measures)
     evidence = [_evidence(s, placed, manifests.get(s.id), measures.get(s.id)) for s in own]
-    return _Judged(placed, own, measures, evidence, flag_sections(evidence, settings.thresholds), smoothness, pose)
+    return _Judged(placed, own, measures, evidence, flag_sections(evidence, settings), smoothness, pose)
 
 
 def _measurer(placed: PlacedBlock, initial: Path | None, pose: Mapping[str, Any], threads: int) -> BlockMeasurer:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from histomri.transforms.placement import Placement, Placements
 
 RESCUE_TURNS = 2
-SURE = 0.3
 MOUNTED = 0.31
 
 
@@ -55,29 +54,51 @@ def find_pose(
 ) -> None:
     """The block's pose in its MRI with no initial guess; ``pose`` gets it with its confidence and the other candidates.
 
-    Raises ``RegistrationError`` when there is no pose that is anatomically possible, or none sure enough for ``min_confidence``.
+    Raises ``RegistrationError`` when there is no pose that is anatomically possible, or none sure enough for ``min_confidence``;
+    the candidates are then in ``pose_refused.json`` beside ``pose``, because Snakemake removes what a failed job was to make.
     """
+    from histomri.io.atomic import write_json
     from histomri.io.placements import read_placements
-    from histomri.io.publish import write_json
+
+    placements = read_placements(placements_in)
+    found = _search_poses(sections, manifests, block, placements, settings)
+    if not found:
+        raise RegistrationError(
+            f"Block {block.id!r}: no pose in the MRI is anatomically possible; check pixel sizes and positions."
+        )
+    chosen = max(found, key=lambda name: (found[name].confidence, name))
+    record = {**_pose_record(block, found[chosen]), "sections_as": chosen}
+    confidence = found[chosen].confidence
+    if confidence < settings.min_confidence:
+        refused = pose.with_name("pose_refused.json")
+        write_json(refused, record)
+        raise RegistrationError(
+            f"Block {block.id!r}: the pose in the MRI has confidence {confidence:.2f}, less than mri.min_confidence = "
+            f"{settings.min_confidence}; see the candidates in {refused}, or lower mri.min_confidence to go on with the best one."
+        )
+    write_json(pose, record)
+
+
+def _search_poses(
+    sections: Sequence[Section],
+    manifests: Mapping[str, Path],
+    block: Block,
+    placements: Placements,
+    settings: MriSettings,
+) -> dict[str, PoseResult]:
+    """The best pose of the stack as its neighbours place it and, where many are in doubt, of the sections as they are mounted."""
     from histomri.registration.pose import Scaled
     from histomri.registration.pose import find_pose as search
     from histomri.registration.volume import block_grid, reconstruct
 
-    placements = read_placements(placements_in)
     size = tissue_size_mm(sections, manifests)
-    pixels = load_pixels(sections, manifests, placements, size / settings.work_px)
-    sure = {k: p for k, p in placements.placed.items() if p.confidence > SURE} or placements.placed
-    # a pose from a few of the sections speaks for the others less
-    share = min(1.0, 2 * len(sure) / max(len(placements.sections), 1))
-    hypotheses = {"neighbours": (sure, share)}
-    if share < 1:
-        pixels |= _doubtful_pixels(sections, manifests, placements, size / settings.work_px)
-        hypotheses["mounted"] = (as_mounted(placements, pixels), 1.0)
-    mri = Scaled(*load_mri(block, size / settings.volume_px))
+    voxel_mm = size / settings.volume_px
+    hypotheses, pixels = _hypotheses(sections, manifests, placements, size / settings.work_px)
+    mri = Scaled(*load_mri(block, voxel_mm))
     hands = {"no": (False,), "yes": (True,), "auto": (False, True)}[block.mirror]
     results: dict[str, PoseResult] = {}
     for name, (placed, weight) in hypotheses.items():
-        grid = block_grid(pixels, placed, size / settings.volume_px)
+        grid = block_grid(pixels, placed, voxel_mm)
         stack = Scaled(*reconstruct(pixels, placed, grid, gap_mm(placements, settings)))
         try:
             found = search(stack, mri, hands, settings.rotations, settings.candidates, progress=_say)
@@ -86,18 +107,22 @@ def find_pose(
             continue
         results[name] = dataclasses.replace(found, confidence=found.confidence * weight)
         _say(f"sections as by {name}: quality {found.best.quality:.3f}, confidence {results[name].confidence:.2f}")
-    if not results:
-        raise RegistrationError(
-            f"Block {block.id!r}: no pose in the MRI is anatomically possible; check pixel sizes and positions."
-        )
-    chosen = max(results, key=lambda name: (results[name].confidence, name))
-    result = results[chosen]
-    write_json(pose, {**_pose_record(block, result), "sections_as": chosen})
-    if result.confidence < settings.min_confidence:
-        raise RegistrationError(
-            f"Block {block.id!r}: the pose in the MRI has confidence {result.confidence:.2f}, less than mri.min_confidence = "
-            f"{settings.min_confidence}; see the candidates in {pose}, or lower mri.min_confidence to go on with the best one."
-        )
+    return results
+
+
+def _hypotheses(
+    sections: Sequence[Section], manifests: Mapping[str, Path], placements: Placements, spacing_mm: float
+) -> tuple[dict[str, tuple[Mapping[str, Placement], float]], dict[str, SectionPixels]]:
+    """Ways in which the sections may lie to each other, each with the share of its confidence that counts; and their pixels."""
+    pixels = load_pixels(sections, manifests, placements, spacing_mm)
+    sure = {k: p for k, p in placements.placed.items() if not p.is_doubtful} or placements.placed
+    # a pose from a few of the sections speaks for the others less
+    share = min(1.0, 2 * len(sure) / max(len(placements.sections), 1))
+    hypotheses: dict[str, tuple[Mapping[str, Placement], float]] = {"neighbours": (sure, share)}
+    if share < 1:
+        pixels |= _doubtful_pixels(sections, manifests, placements, spacing_mm)
+        hypotheses["mounted"] = (as_mounted(placements, pixels), 1.0)
+    return hypotheses, pixels
 
 
 def as_mounted(placements: Placements, pixels: Mapping[str, SectionPixels]) -> dict[str, Placement]:
@@ -288,12 +313,11 @@ def _doubtful_pixels(
 ) -> dict[str, SectionPixels]:
     """Coarse pixels of the sections with tissue that the stack could not place, or not surely."""
     from histomri.io.sections import read_manifest, registration_image
-    from histomri.registration.rescue import SURE
     from histomri.registration.volume import SectionPixels
 
     out = {}
     for section in sections:
-        if section.id not in manifests or placements.sections[section.id].confidence >= SURE:
+        if section.id not in manifests or not placements.sections[section.id].is_doubtful:
             continue
         manifest = read_manifest(manifests[section.id])
         if not manifest.is_usable or manifest.tissue_area_mm2 <= 0:
@@ -315,7 +339,7 @@ def _rescue(
     """Doubtful sections found on their MRI planes, and the pose from all that are sure then, in turns: each helps the other."""
     from functools import partial
 
-    from histomri.registration.rescue import SURE, MriPlanes, rescue
+    from histomri.registration.rescue import MriPlanes, rescue
     from histomri.registration.slice_to_volume import SliceToVolume
 
     faces = {s.id: {"auto": (False, True), "none": (False,)}.get(s.flip, (True,)) for s in sections}
@@ -324,7 +348,7 @@ def _rescue(
         plane_at = partial(planes.at, block_to_mri=block_to_mri)
         changed = rescue(placements.sections, pixels, faces, plane_at, placements.block)
         placements = dataclasses.replace(placements, sections={**placements.sections, **changed})
-        sure = {k: p for k, p in placements.placed.items() if p.confidence >= SURE}
+        sure = {k: p for k, p in placements.placed.items() if not p.is_doubtful}
         _say(f"turn {turn + 1} of {RESCUE_TURNS}: {len(changed)} sections found on their MRI planes, {len(sure)} sure in all")
         if not changed or len(sure) < 2:
             break

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histomri.core import Block, Grid, Image, Section
+from histomri.io.atomic import write_json
 from histomri.io.nifti import read_geometry, write_nifti
 from histomri.io.placements import read_placements
-from histomri.io.publish import content_sha256, whole, write_json
+from histomri.io.publish import content_sha256, whole
 from histomri.io.sections import SectionManifest, open_level, read_manifest
 from histomri.io.volumes import COVERAGE, Planes, VolumeSpec, VolumeStore, tiles
 from histomri.kernels.resample import PlaneWeight, SectionSource, accumulate, finished, needed_box

@@ -47,7 +47,7 @@ def measure_edges(
 
     Sections that are unreadable or empty have no pairs. ``edges`` is JSON: one record per pair.
     """
-    from histomri.io.publish import write_json
+    from histomri.io.atomic import write_json
 
     by_id = {s.id: s for s in sections}
     prepared = _prepare(manifests, {i for pair in pairs for i in pair}, settings)

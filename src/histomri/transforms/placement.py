@@ -13,6 +13,9 @@ from histomri.transforms.affine import Affine
 from histomri.transforms.base import Transform
 from histomri.transforms.displacement import DisplacementField
 
+# a section whose confidence is lower is not relied on, and is sought again
+DOUBTFUL = 0.3
+
 
 @dataclass(frozen=True, eq=False)
 class Placement:
@@ -35,6 +38,11 @@ class Placement:
     def is_placed(self) -> bool:
         """Whether the section has a transform at all."""
         return self.affine is not None
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether it is not placed, or not surely enough to be relied on."""
+        return not self.is_placed or self.confidence < DOUBTFUL
 
     @property
     def is_mirrored(self) -> bool:
