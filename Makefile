@@ -3,12 +3,13 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.histomri-setup
 DEMO := results/demo-input
+BENCH := .venv-bench
 
 # The first Python on the path that is new enough and can make virtual environments.
 FIND_PYTHON = for p in $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14 python; do \
 	if "$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then echo "$$p"; break; fi; done
 
-.PHONY: help setup demo test test-studies lint config lock clean
+.PHONY: help setup demo test test-studies bench-env lint config lock clean
 .DELETE_ON_ERROR:
 
 help:
@@ -16,6 +17,7 @@ help:
 	@echo "make demo          make the digital block and run the whole chain on it (results/demo)"
 	@echo "make test          run the tests"
 	@echo "make test-studies  run the long studies"
+	@echo "make bench-env     install the peers of tests/benchmarks into $(BENCH) (1.6 GB)"
 	@echo "make lint          ruff and mypy"
 	@echo "make config        write config/config.yaml and config/README.md from config/schema"
 	@echo "make lock          resolve envs/requirements.in into envs/requirements.lock (needs uv)"
@@ -48,6 +50,16 @@ test: $(STAMP)
 test-studies: $(STAMP)
 	$(PY) -m pytest tests/studies -m study
 
+bench-env: $(BENCH)/.histomri-bench
+
+$(BENCH)/.histomri-bench: envs/bench.txt
+	@python=$$($(FIND_PYTHON)); \
+	if [ -z "$$python" ]; then echo "Python 3.11 or newer with venv and pip is needed (make PYTHON=/path/to/python3 names one)." >&2; exit 1; fi; \
+	echo "Installing greedy, ANTs and elastix into $(BENCH) with $$($$python --version) (a few minutes) ..."; \
+	"$$python" -m venv --clear $(BENCH)
+	@$(BENCH)/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r envs/bench.txt
+	@touch $@
+
 lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m mypy
@@ -60,4 +72,4 @@ lock:
 		envs/requirements.in -o envs/requirements.lock
 
 clean:
-	rm -rf $(VENV) results build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) results build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

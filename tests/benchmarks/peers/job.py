@@ -1,0 +1,77 @@
+"""What a peer is given and what it hands back: ``python -m peers.<peer> JOB.json ...``, in the bench environment.
+
+``JOB.json``::
+
+    {"task": "pairs" | "planes" | "volumes", "fixed": path, "moving": path, "fixed_mask": path or null,
+     "moving_mask": path or null, "threads": n, "output": folder}
+
+Images are files that ITK reads. ``output`` gets ``field.mha``, the displacement (x, y[, z]) in mm from each point of the fixed
+grid to the moving image, in ITK's physical space, and ``result.json`` with the seconds of each part. All that is compared is
+computed from the field, in the same way for all peers.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import SimpleITK
+
+
+@dataclass(frozen=True)
+class Job:
+    """One registration; the keys of ``JOB.json``."""
+
+    task: str
+    fixed: Path
+    moving: Path
+    fixed_mask: Path | None
+    moving_mask: Path | None
+    threads: int
+    output: Path
+
+    @staticmethod
+    def read(path: Path) -> Job:
+        """Read ``JOB.json``."""
+        given: dict[str, Any] = json.loads(path.read_text())
+        paths = {key: Path(given[key]) for key in ("fixed", "moving", "output")}
+        masks = {key: Path(given[key]) if given[key] else None for key in ("fixed_mask", "moving_mask")}
+        return Job(task=given["task"], threads=given["threads"], **paths, **masks)
+
+
+@dataclass
+class Clock:
+    """Wall seconds of each part of a run."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Add the time of the block to the part ``name``."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def read_image(path: Path) -> SimpleITK.Image:
+    """An image as float32, or of float32 vectors."""
+    image = SimpleITK.ReadImage(str(path))
+    vector = image.GetNumberOfComponentsPerPixel() > 1
+    return SimpleITK.Cast(image, SimpleITK.sitkVectorFloat32 if vector else SimpleITK.sitkFloat32)
+
+
+def main(register: Callable[[Job, Clock], SimpleITK.Image]) -> None:
+    """Run the jobs named on the command line with a peer's ``register(job, clock) -> field``."""
+    for path in sys.argv[1:]:
+        job, clock = Job.read(Path(path)), Clock()
+        job.output.mkdir(parents=True, exist_ok=True)
+        found = register(job, clock)
+        with clock.part("export"):
+            SimpleITK.WriteImage(SimpleITK.Cast(found, SimpleITK.sitkVectorFloat32), str(job.output / "field.mha"))
+        (job.output / "result.json").write_text(json.dumps({"seconds": clock.seconds}, indent=1))
