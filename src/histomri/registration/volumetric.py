@@ -1,0 +1,447 @@
+"""Two volumes, whatever their contrasts and however they lie: the registration that needs no option.
+
+1. The tissue is found where no mask says where it is.
+2. Every rotation is tried on coarse volumes, the best few are refined to an affine (``find_start``).
+3. Coarse to fine, a diffeomorphic deformation lowers the squared difference of two channels: the locally normalised intensity
+   (its squared difference is 2 (1 - LNCC)), one image's contrast first brought to the other's, and the tissue's soft outline.
+
+Each step solves the windowed Gauss-Newton system ``(G*T + ridge) du = -G*b`` (Lucas and Kanade 1981), composes the update with
+the field so far and smooths the whole; a step that would fold is halved. At the finest level the field lives on nodes two voxels
+apart. ``docs/decisions/engine.md`` has the measurements behind the numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from histomri.core import Grid, Image, RegistrationError
+from histomri.kernels.fields import compose
+from histomri.kernels.flow_3d import COST, flow_terms_3d, solve_3d
+from histomri.kernels.folding import least_jacobian
+from histomri.kernels.gaussian import gaussian
+from histomri.kernels.interpolate import warp
+from histomri.registration.alignment import Alignment, Guide, Progress, View, part, silent
+from histomri.registration.pose import PoseCandidate, Scaled, different, refine_pose, search_orientations
+from histomri.registration.sanity import tissue_size
+from histomri.registration.similarity import nmi
+from histomri.transforms import Affine, Chain, DisplacementField
+
+Array = NDArray[np.float32]
+Float = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+MIN_JACOBIAN = 0.1
+SMALLEST = 1e-3
+LOWEST, HIGHEST = 0.1, 1.5
+BINS = 64
+
+
+@dataclass(frozen=True)
+class VolumetricSettings:
+    """Of the deformation, per level and coarse to fine; lengths in voxels of the level.
+
+    ``factors``: spacing of the level over the finest one's; ``nodes``: voxels per node of the field; ``window``: sigma of the
+    update's Gaussian window; ``stiffness``: sigma of the smoothing of the whole field after each update; ``iterations``: at most
+    so many; ``local``: sigma of the window of the local normalisation. For all levels, ``ridge``: damping relative to the mean
+    structure tensor; ``tolerance``: relative fall of the cost that ends a level; ``most_voxels``: of the mask at the finest
+    level, which is made coarser for more.
+    """
+
+    factors: tuple[int, ...] = (8, 4, 2, 1)
+    nodes: tuple[int, ...] = (1, 1, 1, 2)
+    window: tuple[float, ...] = (1.5, 1.5, 2.0, 4.0)
+    stiffness: tuple[float, ...] = (1.5, 1.5, 2.0, 4.0)
+    iterations: tuple[int, ...] = (25, 20, 12, 8)
+    local: tuple[float, ...] = (2.0, 2.0, 2.5, 4.0)
+    ridge: float = 0.01
+    tolerance: float = 2e-3
+    most_voxels: float = 4e6
+
+
+DEFAULTS = VolumetricSettings()
+
+
+@dataclass(frozen=True, eq=False)
+class Soft:
+    """A volume for registration: ``data`` is ``(I m, m)``, (z, y, x, 2) float32, m the mask as a share from 0 to 1."""
+
+    grid: Grid
+    data: Array
+
+    @staticmethod
+    def of(view: View) -> Soft:
+        """The part of a view that its tissue fills, with a margin, its intensities brought to about 0 to 1."""
+        inside = foreground(view)
+        box, grid = _box(inside, view.image.grid, 6)
+        mask = inside[box].astype(np.float32)
+        values = np.asarray(view.image.data[box], np.float32)
+        low, high = np.percentile(values[mask > 0][::7], (0.5, 99.5)) if inside.any() else (0.0, 1.0)
+        unit = np.clip((values - low) / max(high - low, 1e-12) + 0.3, LOWEST, HIGHEST)
+        return Soft(grid, np.stack([unit * mask, mask], axis=-1).astype(np.float32))
+
+    def on(self, grid: Grid, matrix: Float) -> Array:
+        """The volume on another grid, whose points ``matrix`` (4, 4) takes to this one's (mm), smoothed to its spacing."""
+        scale = np.cbrt(abs(np.linalg.det(matrix[:3, :3])))
+        wanted = 0.6 * float(grid.spacing_mm.mean()) * scale
+        sigma = np.sqrt(np.maximum(wanted**2 - (0.6 * self.grid.spacing_mm) ** 2, 0)) / self.grid.spacing_mm
+        blurred = gaussian(self.data, [float(s) for s in sigma], 3) if sigma.max() > 0.2 else self.data
+        order = "cubic" if sigma.max() <= 0.2 else "linear"
+        out = warp(blurred, self.grid.world_to_index @ matrix @ grid.index_to_world, grid.shape, order=order)
+        np.clip(out[..., 1], 0, 1, out=out[..., 1])
+        return np.asarray(out, np.float32)
+
+
+def _box(inside: Mask, grid: Grid, margin: int) -> tuple[tuple[slice, ...], Grid]:
+    """The box around a mask with a margin, as slices and as a grid."""
+    spans = [np.flatnonzero(inside.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    if not all(len(s) for s in spans):
+        raise RegistrationError("A volume has no tissue to register: its mask is empty.")
+    start = [max(0, int(s[0]) - margin) for s in spans]
+    stop = [min(n, int(s[-1]) + 1 + margin) for s, n in zip(spans, inside.shape, strict=True)]
+    return tuple(slice(a, b) for a, b in zip(start, stop, strict=True)), grid.crop(start, stop)
+
+
+def foreground(view: View) -> Mask:
+    """The view's mask, or the tissue in it where the mask leaves next to nothing out.
+
+    A background of exactly one value (an extracted brain) is not tissue; else what Otsu's threshold parts from what lies along
+    the border is, its largest piece without holes.
+    """
+    mask = np.asarray(view.mask.data, bool)
+    if mask.mean() < 0.98:
+        return mask
+    data = np.asarray(view.image.data)
+    rim = np.concatenate([data[[0, -1]].ravel(), data[:, [0, -1]].ravel(), data[:, :, [0, -1]].ravel()])
+    level = float(np.median(rim))
+    outside = data == np.float32(level)
+    if outside.mean() > 0.02:
+        return np.asarray(mask & ~outside)
+    return np.asarray(mask & _largest(np.abs(data - level) > _otsu(np.abs(data - level)[mask])))
+
+
+def _otsu(values: Array) -> float:
+    """The threshold that parts values into two classes of least variance (Otsu 1979)."""
+    counts, edges = np.histogram(values, 256, range=(0.0, float(np.percentile(values, 99.5)) + 1e-12))
+    centres = (edges[:-1] + edges[1:]) / 2
+    below, total = np.cumsum(counts), counts.sum()
+    first = np.cumsum(counts * centres)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = (first[-1] * below / total - first) ** 2 / (below * (total - below))
+    return float(centres[int(np.nanargmax(np.where(np.isfinite(between), between, -1)))])
+
+
+def _largest(mask: Mask) -> Mask:
+    labels, count = ndimage.label(mask)
+    if count < 2:
+        return np.asarray(ndimage.binary_fill_holes(mask), bool)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return np.asarray(ndimage.binary_fill_holes(labels == sizes.argmax()), bool)
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """Channels (z, y, x, c) of both volumes on one grid of the fixed volume, and the weight (z, y, x) of the fixed one."""
+
+    grid: Grid
+    fixed: Array
+    moving: Array
+    weight: Array
+
+
+def make_level(fixed: Array, moving: Array, grid: Grid, field: Array | None, local: float) -> Level:
+    """A level of two soft volumes (z, y, x, 2) on one grid; ``field`` is the displacement so far in voxels of the grid."""
+    here = moving if field is None else warp(moving, np.eye(4), grid.shape, field)
+    a, b = _intensity(fixed), _intensity(moving)
+    a, b = match_contrast(a, b, _intensity(here), fixed[..., 1] * here[..., 1])
+    channels = [local_channels(values, soft[..., 1], local) for values, soft in ((a, fixed), (b, moving))]
+    weight = ndimage.grey_dilation(fixed[..., 1], size=3)
+    return Level(grid, channels[0], channels[1], np.where(weight > 0.02, weight, 0).astype(np.float32))
+
+
+def _intensity(soft: Array) -> Array:
+    # cubic weights overshoot at the mask's edge, where next to nothing is divided by next to nothing
+    values = soft[..., 0] / np.maximum(soft[..., 1], np.float32(SMALLEST))
+    return np.asarray(np.clip(values, LOWEST, HIGHEST), np.float32)
+
+
+def local_channels(values: Array, mask: Array, sigma: float) -> Array:
+    """``(m (I - mean) / sd, 2 m)`` with moments over a Gaussian window inside the mask, the first clipped at 3: (z, y, x, 2).
+
+    ``sd`` is bounded below by a quarter of its median in the mask, so that flat regions do not turn noise into structure.
+    """
+    moments = gaussian(np.stack([mask, mask * values, mask * values * values], axis=-1), sigma, 3)
+    weight = np.maximum(moments[..., 0], np.float32(SMALLEST))
+    mean = moments[..., 1] / weight
+    sd = np.sqrt(np.maximum(moments[..., 2] / weight - mean * mean, 0))
+    inside = mask > 0.5
+    floor = 0.25 * float(np.median(sd[inside])) if inside.any() else 1.0
+    scaled = mask * np.clip((values - mean) / np.maximum(sd, np.float32(floor + 1e-6)), -3, 3)
+    return np.stack([scaled, 2 * mask], axis=-1).astype(np.float32)
+
+
+def match_contrast(fixed: Array, moving: Array, warped: Array, weight: Array) -> tuple[Array, Array]:
+    """Both images in one contrast: the one that is more nearly a function of the other is predicted from it.
+
+    The prediction is the conditional mean ``E[f | m]`` (or ``E[m | f]``) over the weighted voxels of ``warped``, the moving image
+    as it lies now; which one, the correlation ratio says (Roche et al. 1998).
+    """
+    inside = weight > 0.5
+    if not inside.any():
+        return fixed, moving
+    f, m = fixed[inside], warped[inside]
+    of_fixed, of_moving = conditional_mean(m, f), conditional_mean(f, m)
+    if of_fixed.ratio >= of_moving.ratio:
+        return fixed, of_fixed.apply(moving)
+    return of_moving.apply(fixed), moving
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """``E[b | a]``: ``values`` at ``places``; ``ratio`` is the share of b's variance that it explains."""
+
+    places: Float
+    values: Float
+    ratio: float
+
+    def apply(self, image: Array) -> Array:
+        """The image's values on the curve."""
+        return np.interp(image, self.places, self.values).astype(np.float32)
+
+
+def conditional_mean(given: Array, wanted: Array) -> Curve:
+    """Mean of ``wanted`` (n,) for each of 64 levels of ``given`` (n,), smoothed over about two levels."""
+    low, high = (float(v) for v in np.percentile(given[:: max(1, len(given) // 200_000)], (0.2, 99.8)))
+    place = np.clip((given - low) / max(high - low, 1e-12) * BINS, 0, BINS - 1).astype(np.intp)
+    count = np.bincount(place, minlength=BINS).astype(float)
+    total = np.bincount(place, wanted, minlength=BINS)
+    explained = float((total**2 / np.maximum(count, 1)).sum() - total.sum() ** 2 / len(given))
+    variance = float(wanted.astype(np.float64).var()) * len(given)
+    smooth = [ndimage.gaussian_filter1d(v, 1.5, mode="constant") for v in (total, count + 1e-9)]
+    places = low + (np.arange(BINS) + 0.5) * (high - low) / BINS
+    return Curve(places, smooth[0] / smooth[1], explained / max(variance, 1e-12))
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """The settings of one level."""
+
+    nodes: int
+    window: float
+    stiffness: float
+    iterations: int
+
+
+def descend(level: Level, field: Array, step: Step, settings: VolumetricSettings) -> tuple[Array, str, list[float]]:
+    """The field (Z, Y, X, 3), in voxels of the level at its nodes, after Gauss-Newton steps; how it ended; its costs."""
+    best, costs, stale = field, [], 0
+    total = max(float(level.weight.sum(dtype=np.float64)), 1e-9)
+    for _ in range(step.iterations):
+        terms = flow_terms_3d(level.fixed, level.moving, level.weight, np.eye(4), field, step.nodes)
+        costs.append(float(terms[..., COST].sum(dtype=np.float64)) / total)
+        better = costs[-1] < min(costs[:-1], default=np.inf) * (1 - settings.tolerance)
+        best = field if costs[-1] <= min(costs) else best
+        stale = 0 if better else stale + 1
+        if stale >= 2:
+            return best, "converged", costs
+        field = advance(field, _update(terms, step, settings.ridge), step)
+    return field, "stopped", costs
+
+
+def _update(terms: Array, step: Step, ridge: float) -> Array:
+    """``-(G*T + ridge I)^-1 G*b`` at every node, at most one node long, in voxels."""
+    windowed = gaussian(terms, step.window / step.nodes, 3)
+    trace = float(terms[..., [0, 3, 5]].mean(dtype=np.float64))
+    return solve_3d(windowed, ridge * trace + 1e-12, float(step.nodes))
+
+
+def advance(field: Array, update: Array, step: Step) -> Array:
+    """``du + u(p + du)``, smoothed; halved until the result does not fold, and nothing where that does not help."""
+    scale = np.float32(1 / step.nodes)
+    for _ in range(4):
+        moved = stiffened(compose(update * scale, field * scale), step.stiffness / step.nodes)
+        if least_jacobian(moved) > MIN_JACOBIAN:
+            return np.asarray(moved / scale, np.float32)
+        update = update * np.float32(0.5)
+    return field
+
+
+def stiffened(field: Array, sigma: float) -> Array:
+    """``u - (1 - G)^2 u``: what a bending energy does, a Gaussian whose second-order bias is taken back (Tukey's twicing)."""
+    rough = field - gaussian(field, sigma, 3)
+    return np.asarray(field - (rough - gaussian(rough, sigma, 3)), np.float32)
+
+
+def unfolded(field: Array) -> Array:
+    """A field in nodes, smoothed just as much as it takes not to fold at any corner of any cell."""
+    for _ in range(30):
+        if least_jacobian(field) > MIN_JACOBIAN / 2:
+            return field
+        field = gaussian(field, 1.0, 3)
+    return np.zeros_like(field)
+
+
+@dataclass(frozen=True, eq=False)
+class Nodes:
+    """A displacement on a grid of nodes, mm along the grid's own axes."""
+
+    grid: Grid
+    values: Array
+
+    def on(self, grid: Grid) -> Array:
+        """The displacement on another grid with the same axes, in its voxels, edge values outside."""
+        matrix = self.grid.world_to_index @ grid.index_to_world
+        values = warp(self.values, matrix, grid.shape, outside="edge")
+        return np.asarray(values / grid.spacing_mm.astype(np.float32), np.float32)
+
+    def transform(self) -> DisplacementField:
+        """The same as a displacement field in world mm."""
+        return DisplacementField(self.grid, np.asarray(self.values @ self.grid.direction.T.astype(np.float32), np.float32))
+
+
+def finest_spacing(fixed: Soft, moving: Soft, most_voxels: float) -> float:
+    """Spacing (mm, isotropic) of the finest level: the coarser volume's, or what keeps the tissue to ``most_voxels``."""
+    native = max(float(np.prod(v.grid.spacing_mm) ** (1 / 3)) for v in (fixed, moving))
+    volume = float(fixed.data[..., 1].sum(dtype=np.float64)) * float(np.prod(fixed.grid.spacing_mm))
+    return max(native, (volume / most_voxels) ** (1 / 3))
+
+
+def deform(
+    fixed: Soft, moving: Soft, matrix: Float, settings: VolumetricSettings = DEFAULTS, progress: Progress = silent
+) -> tuple[DisplacementField, str, list[float]]:
+    """The deformation u on the fixed volume such that ``moving(matrix(p + u(p)))`` looks like ``fixed(p)``; the map never folds.
+
+    Also how the last level ended, and the costs of every step.
+    """
+    finest = finest_spacing(fixed, moving, settings.most_voxels)
+    field: Nodes | None = None
+    status, trace = "stopped", []
+    for k, factor in enumerate(settings.factors):
+        grid = fixed.grid.with_spacing(finest * factor)
+        step = Step(settings.nodes[k], settings.window[k], settings.stiffness[k], settings.iterations[k])
+        nodes = grid.downsample(step.nodes) if step.nodes > 1 else grid
+        so_far = None if field is None else field.on(grid)
+        level = make_level(fixed.on(grid, np.eye(4)), moving.on(grid, matrix), grid, so_far, settings.local[k])
+        start = np.zeros((*nodes.shape, 3), np.float32)
+        if field is not None:
+            start = np.asarray(field.on(nodes) * np.float32(step.nodes), np.float32)
+        found, status, costs = descend(level, start, step, settings)
+        trace += costs
+        field = Nodes(nodes, (found * grid.spacing_mm.astype(np.float32)).astype(np.float32))
+        progress((k + 1) / len(settings.factors), f"deformation at {finest * factor:.3g} mm")
+    assert field is not None
+    values = unfolded(field.values / field.grid.spacing_mm.astype(np.float32)) * field.grid.spacing_mm.astype(np.float32)
+    return Nodes(field.grid, np.asarray(values, np.float32)).transform(), status, trace
+
+
+ROTATIONS = 700
+KEPT = 6
+REFINED = 3
+COARSE_SHARE = 1 / 36
+LANDMARKS_FOR_AFFINE = 4
+LEAST_GAIN = 0.002
+
+
+def register_volumes(
+    fixed: View, moving: View, guide: Guide, progress: Progress = silent, settings: VolumetricSettings = DEFAULTS
+) -> Alignment:
+    """The moving volume on the fixed one: an affine from any orientation, then a deformation without folds (``docs/engine.md``).
+
+    Judged by NMI, which none of the steps uses. Raises ``RegistrationError`` where a volume has no tissue or nothing is possible.
+    """
+    masked = _masked(fixed), _masked(moving)
+    affine = find_start(*masked, guide, part(progress, 0.0, 0.3))
+    soft = Soft.of(masked[0]), Soft.of(masked[1])
+    field, status, trace = deform(*soft, affine.matrix, settings, part(progress, 0.3, 1.0))
+    chain = Chain((field, affine))
+    before, linear, after = (dissimilarity(*masked, t) for t in (Affine.identity(3), affine, chain))
+    if after > min(linear, before) - (LEAST_GAIN if linear >= before else 0.0):
+        kept = chain if after <= linear else affine
+        reason = "the images do not resemble each other more than they did"
+        return Alignment(kept, "failed", reason, "nmi", before, min(after, linear), tuple(trace))
+    reason = "the cost fell by less than its tolerance" if status == "converged" else "the steps of the finest level ran out"
+    return Alignment(chain, status, reason, "nmi", before, after, tuple(trace))
+
+
+def _masked(view: View) -> View:
+    return View(view.image, view.mask.with_data(foreground(view)))
+
+
+def dissimilarity(fixed: View, moving: View, transform: Affine | Chain) -> float:
+    """NMI (lower is better, see ``similarity.nmi``) at about 100,000 voxels of the fixed mask that lie in the moving one."""
+    nodes = np.argwhere(fixed.mask.data)
+    nodes = nodes[:: max(1, len(nodes) // 100_000)]
+    there = moving.image.grid.to_index(transform.map(fixed.image.grid.to_world(nodes)))
+    both = [np.asarray(v.data, np.float32) for v in (moving.image, moving.mask)]
+    values, inside = (ndimage.map_coordinates(v, there.T, order=1, mode="constant") for v in both)
+    hit = inside >= 0.5
+    if int(hit.sum()) < 200:
+        return 0.0
+    return nmi(np.asarray(fixed.image.data, np.float32)[tuple(nodes[hit].T)], values[hit])
+
+
+def find_start(fixed: View, moving: View, guide: Guide, progress: Progress = silent) -> Affine:
+    """The affine (fixed mm to moving mm) to start from, whatever the orientation: masks and edges first, then structure.
+
+    The moving volume is first scaled to the fixed one's size of tissue. Rotations from an even cover of SO(3), each with its best
+    shift, and the images as they lie are refined coarsely; the best different ones to an affine; the best of these at two finer
+    spacings. Without ``guide.search`` only the images as they lie, with enough landmarks only these are refined.
+    """
+    fixed, moving = _masked(fixed), _masked(moving)
+    ratio = tissue_size(moving.mask) / tissue_size(fixed.mask) if guide.search else 1.0
+    ratio = ratio if abs(ratio - 1) > 0.1 else 1.0
+    back = np.diag([ratio, ratio, ratio, 1.0])
+    one, two = _cropped(fixed), _cropped(_enlarged(moving, 1 / ratio))
+    coarse = COARSE_SHARE * float(max(one.mask.grid.extent_mm))
+    best = _best_start(one, two, _starts(one, two, guide, np.linalg.inv(back), coarse), coarse, progress)
+    finer = refine_pose(one, two, best.block_to_mri, (coarse / 2,), ("affine",))
+    progress(1.0, "start")
+    return Affine(back @ (best if finer is None or finer.quality < best.quality - 0.2 else finer).block_to_mri)
+
+
+def _cropped(view: View) -> Scaled:
+    box, grid = _box(np.asarray(view.mask.data), view.image.grid, 2)
+    return Scaled(Image(grid, np.asarray(view.image.data[box], np.float32)), Image(grid, np.asarray(view.mask.data[box])))
+
+
+def _enlarged(view: View, factor: float) -> View:
+    """The view with all lengths times ``factor``."""
+    old = view.image.grid
+    grid = Grid(old.shape, old.spacing_mm * factor, old.origin_mm * factor, old.direction)
+    return View(Image(grid, view.image.data), Image(grid, view.mask.data))
+
+
+def _starts(one: Scaled, two: Scaled, guide: Guide, shrink: Float, coarse: float) -> list[Float]:
+    """Matrices to begin with (fixed mm to the enlarged moving mm)."""
+    if guide.landmarks is not None and len(guide.landmarks[0]) >= LANDMARKS_FOR_AFFINE:
+        points = np.concatenate([guide.landmarks[0], np.ones((len(guide.landmarks[0]), 1))], axis=1)
+        matrix = np.eye(4)
+        matrix[:3] = np.linalg.lstsq(points, guide.landmarks[1], rcond=None)[0].T
+        return [shrink @ matrix]
+    centred = np.eye(4)
+    centred[:3, 3] = _middle(two.mask) - _middle(one.mask)
+    lying = [shrink, centred] if guide.search else [shrink]
+    return lying + (search_orientations(one, two, 1.5 * coarse, (False,), ROTATIONS, KEPT) if guide.search else [])
+
+
+def _middle(mask: Image) -> Float:
+    return mask.grid.to_world(np.argwhere(mask.data).mean(axis=0))
+
+
+def _best_start(one: Scaled, two: Scaled, starts: list[Float], coarse: float, progress: Progress) -> PoseCandidate:
+    """The best of all starts, refined to a rigid map and the best few different ones of these to an affine."""
+    progress(0.4, "orientation")
+    rough = [c for s in starts if (c := refine_pose(one, two, s, (coarse,), ("rigid", "similarity"))) is not None]
+    chosen: list[PoseCandidate] = []
+    for candidate in sorted(rough, key=lambda c: -c.quality):
+        if len(chosen) < REFINED and all(different(candidate.block_to_mri, c.block_to_mri, one.mask) for c in chosen):
+            chosen.append(candidate)
+    progress(0.7, "orientation")
+    refined = [refine_pose(one, two, c.block_to_mri, (coarse, coarse / 1.6), ("similarity", "affine")) for c in chosen]
+    found = [c for c in refined if c is not None] or chosen
+    if not found:
+        raise RegistrationError("No start for the registration was found: check the volumes' spacings and masks.")
+    return max(found, key=lambda c: c.quality)
