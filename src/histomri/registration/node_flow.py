@@ -87,7 +87,7 @@ class Level:
         return node_terms(self.fixed, self.moving, field, self.stride, (self.pad, self.pad), self.scale)
 
     def chance(self) -> float:
-        """The robust residual of unrelated pixels, ``s e / (s + e)``, ``e = sum_c var f_c + var m_c + (mean f_c - mean m_c)^2``."""
+        """The residual of unrelated pixels: ``s e / (s + e)``, ``e = sum_c var f_c + var m_c + (mean f_c - mean m_c)^2``."""
         f, m = self.fixed[0][self.fixed[1] > 0][::7], self.moving[0][self.moving[1] > 0][::7]
         if not len(f) or not len(m):
             return self.scale

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from histomri.core import Grid, RegistrationError
+from histomri.core import Grid, Image, RegistrationError
 from histomri.registration.alignment import Alignment, Guide, Progress, View, silent
 from histomri.registration.channels import make_channels
+from histomri.registration.linear import Channels
 from histomri.registration.node_flow import Bending, Pyramid, bend, finer, fit_matrix, make_level
-from histomri.registration.pair import at_spacing, scaled
-from histomri.registration.search import rigid_search
+from histomri.registration.search import similarity_search
 from histomri.transforms import Affine, Chain, DisplacementField
 
 Float = NDArray[np.float64]
@@ -120,7 +120,7 @@ def _start(fixed: View, moving: View, planes: tuple[Pyramid, Pyramid], guide: Gu
         raise RegistrationError("An image holds no tissue: its mask is empty.")
     spacing = float(fixed.image.grid.extent_mm.max()) / settings.search_px
     grids = level_grids(fixed.image.grid, spacing / 4, settings.search_px, settings.stride)
-    found = _candidates(fixed, moving, spacing, settings) if guide.search else [np.eye(3)]
+    found = _candidates(planes, spacing, settings) if guide.search else [np.eye(3)]
     first = [_refined(m, planes, ((grids[0], "similarity"), (grids[1], "affine")), settings) for m in found]
     rivals: list[Float] = []
     for _, matrix in sorted(first, key=lambda r: r[0]):
@@ -130,15 +130,19 @@ def _start(fixed: View, moving: View, planes: tuple[Pyramid, Pyramid], guide: Gu
     return Start(final[0][1], final[0][0], final[1][0] if len(final) > 1 else 1.0)
 
 
-def _candidates(fixed: View, moving: View, spacing_mm: float, settings: PlanarSettings) -> list[Float]:
+def _candidates(planes: tuple[Pyramid, Pyramid], spacing_mm: float, settings: PlanarSettings) -> list[Float]:
     """The best similarity maps of the search, best first."""
-    still = make_channels(*at_spacing(fixed.image, fixed.mask, spacing_mm), "edges")
-    angles = np.arange(0, 360, settings.step_deg)
-    found = []
-    for s in settings.scales:
-        other = make_channels(*at_spacing(scaled(moving.image, 1 / s), scaled(moving.mask, 1 / s), spacing_mm), "edges")
-        found += [(c.score, np.diag([s, s, 1.0]) @ c.matrix) for c in rigid_search(still, other, angles, keep=4)]
-    return [matrix for _, matrix in sorted(found, key=lambda r: -r[0])[: settings.candidates]]
+    still = _outline_and_edges(planes[0], spacing_mm)
+    found = similarity_search(
+        still, lambda s: _outline_and_edges(planes[1], spacing_mm * s), settings.scales, settings.step_deg, settings.candidates
+    )
+    return [c.matrix for c in found]
+
+
+def _outline_and_edges(plane: Pyramid, spacing_mm: float) -> Channels:
+    grid = plane.grids[0].with_spacing(spacing_mm)
+    both = plane.on(grid, np.eye(3))
+    return make_channels(Image(grid, both[..., 0]), Image(grid, both[..., 1] >= 0.5), "edges")
 
 
 def _refined(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ Float = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A rigid start: ``matrix`` (3, 3) maps fixed mm to moving mm; ``score`` is the cosine of the images, higher is better."""
+    """A start: ``matrix`` (3, 3) maps fixed mm to moving mm; ``score`` is the cosine of the images, higher is better."""
 
     matrix: Float
     score: float
@@ -54,6 +55,50 @@ def rigid_search(
             matrix[:2, :2], matrix[:2, 2] = linear, offset
             found.append(Candidate(matrix, score, float(angle), mirrored))
     return _distinct(found, keep, min_angle=15.0)
+
+
+def similarity_search(
+    fixed: Channels, moving_at: Callable[[float], Channels], scales: tuple[float, ...], step_deg: float, keep: int = 8
+) -> list[Candidate]:
+    """The best ``keep`` distinct starts over all angles, both faces and ``scales`` (moving lengths over fixed ones), best first.
+
+    ``moving_at(s)`` gives the moving channels at s times the fixed spacing. The score is that of :func:`rigid_search`. Half turns
+    and mirror images of the moving image are taken of the fixed one instead, ``sum F(p) M(G (p + d)) = sum F(G p) M(p + G d)``
+    for ``G = diag(+-1, +-1)``, so that only half a turn of the moving image has to be transformed.
+    """
+    found: list[Candidate] = []
+    for scale in scales:
+        found += _of_scale(fixed, moving_at(scale), scale, np.arange(0.0, 180.0, step_deg))
+    return _distinct(found, keep, min_angle=1.5 * step_deg)
+
+
+def _of_scale(fixed: Channels, moving: Channels, scale: float, angles_deg: Float) -> list[Candidate]:
+    """The best shift of each angle and face at one scale."""
+    spacing = float(fixed.grid.spacing_mm[0])
+    centre, middle = _centroid(fixed), _centroid(moving)
+    size = fft.next_fast_len(2 * int(np.ceil(_reach(fixed, centre) + _reach(moving, middle))) + 2, real=True)
+    turned = np.stack([_canvas(moving, middle, rotation(a), (size, size)) for a in angles_deg])
+    spectra = fft.rfft2(turned)
+    norms = float(np.linalg.norm(fixed.data)) * np.sqrt((turned.astype(np.float64) ** 2).sum(axis=(1, 2, 3))) + 1e-12
+    found: list[Candidate] = []
+    for flip in (np.diag([1.0, 1.0]), np.diag([-1.0, -1.0]), np.diag([1.0, -1.0]), np.diag([-1.0, 1.0])):
+        reference = np.conj(fft.rfft2(_canvas(fixed, centre, flip, (size, size))))
+        surfaces = fft.irfft2((reference * spectra).sum(axis=1), s=(size, size)).reshape(len(angles_deg), -1)
+        for angle, surface, norm in zip(angles_deg, surfaces, norms, strict=True):
+            peak = np.array(np.unravel_index(int(surface.argmax()), (size, size)))
+            shift = flip @ np.where(peak > size // 2, peak - size, peak) * spacing
+            matrix = np.eye(3)
+            matrix[:2, :2] = scale * rotation(angle) @ flip
+            matrix[:2, 2] = middle + matrix[:2, :2] @ (shift - centre)
+            found.append(_candidate(matrix, float(surface.max() / norm)))
+    return found
+
+
+def _candidate(matrix: Float, score: float) -> Candidate:
+    """With the angle and face that :func:`rotation` would take."""
+    mirrored = bool(np.linalg.det(matrix[:2, :2]) < 0)
+    turn = np.diag([1.0, -1.0]) @ matrix[:2, :2] if mirrored else matrix[:2, :2]
+    return Candidate(matrix, score, float(np.degrees(np.arctan2(turn[0, 1], turn[0, 0])) % 360), mirrored)
 
 
 def rotation(angle_deg: float, mirrored: bool = False) -> Float:
