@@ -270,7 +270,10 @@ class Diffeomorphic:
 
     def advance(self, theta: Theta, step: Theta) -> Theta:
         """The composition that does not fold, the sum in the chart."""
-        update: Theta = _smoothed(step, self.window_px)
+        return self.take(theta, _smoothed(step, self.window_px))
+
+    def take(self, theta: Theta, update: Theta) -> Theta:
+        """The same for an update that is smooth already."""
         for _ in range(HALVINGS):
             moved = compose(update, theta) if self.composed else theta + update
             if self.composed and self.stiffness_px > 0:

@@ -14,11 +14,22 @@ from histomri.core.errors import Problem
 from histomri.kernels.folding import least_jacobian
 from histomri.kernels.interpolate import warp
 from histomri.registration.engine import checks
-from histomri.registration.engine.models import DEFORMABLE, LINEAR, Bounds, BSpline, Diffeomorphic, Linear, Velocity, frame_of
+from histomri.registration.engine.models import (
+    DEFORMABLE,
+    LINEAR,
+    Bounds,
+    BSpline,
+    Diffeomorphic,
+    Linear,
+    Velocity,
+    frame_of,
+    unfolded,
+)
 from histomri.registration.engine.objective import Guidance, Level, Objective
 from histomri.registration.engine.optimisers import OPTIMISERS, Outcome, Settings
 from histomri.registration.engine.pyramid import Source, factors, make_level
 from histomri.registration.engine.splines import resampled
+from histomri.registration.engine.thin_plate import landmark_spline
 from histomri.registration.metrics import METRICS, Metric
 from histomri.transforms import Affine, Chain, DisplacementField, Transform
 
@@ -26,7 +37,7 @@ Float = NDArray[np.float64]
 Array = NDArray[np.float32]
 Progress = Callable[[float, str], None]
 
-TRANSFORMS = (*LINEAR, *DEFORMABLE)
+TRANSFORMS = (*LINEAR, "landmark_spline", *DEFORMABLE)
 DEFAULT_PENALTIES: dict[str, dict[str, float]] = {"bspline": {"bending": 0.02}}
 # share of the overlap at the start of a level that must stay
 LEAST_OVERLAP = 0.5
@@ -45,7 +56,7 @@ class Options:
     B-splines' control points; ``iterations`` per level, coarse to fine, the last value for all further ones; ``tolerance`` of
     ``optimisers``; ``step_px``: reach of the first step; ``bounds`` of linear models relative to their start;
     ``landmark_weight``: what a mean squared landmark distance of 1 % of the fixed image's diagonal adds to the objective;
-    ``keep``: how many of several starts are refined; ``seed`` of optimisers that draw.
+    ``approximation`` of ``landmark_spline``; ``keep``: how many of several starts are refined; ``seed`` of optimisers that draw.
     """
 
     window_px: float = 3.0
@@ -56,6 +67,7 @@ class Options:
     step_px: float = 1.0
     bounds: Bounds = field(default_factory=Bounds)
     landmark_weight: float = 0.1
+    approximation: float = 0.001
     keep: int = 3
     seconds: float | None = None
     seed: int = 0
@@ -161,6 +173,9 @@ class _Plan:
             return self.optimiser
         if name in LINEAR:
             return "levenberg_marquardt" if self.metric.residual else "lbfgs"
+        plain = not self.penalties and self.guidance is None
+        if name == "diffeomorphic" and self.metric.residual and plain:
+            return "gauss_newton"
         return "lbfgs" if name == "bspline" else "gradient_descent"
 
 
@@ -275,6 +290,8 @@ def _portion(progress: Progress, start: float, end: float) -> Progress:
 
 def _coarse_to_fine(plan: _Plan, name: str, state: _State, progress: Progress) -> tuple[_State, list[Step]]:
     """One transform over all its levels; what a level finds is where the next one starts."""
+    if name == "landmark_spline":
+        return _splined(plan, state)
     steps = []
     chain = plan.factors(name)
     theta = model = None
@@ -294,6 +311,18 @@ def _coarse_to_fine(plan: _Plan, name: str, state: _State, progress: Progress) -
         state = _placed(model, theta, state, level)
     progress(1.0, name)
     return state, steps
+
+
+def _splined(plan: _Plan, state: _State) -> tuple[_State, list[Step]]:
+    """The displacement that a thin-plate spline of the landmarks makes on top of the matrix, smoothed where it would fold."""
+    if plan.guidance is None:
+        raise InputError(Problem("transforms", "landmark_spline needs landmarks", "give landmarks, or leave it out"))
+    spline = landmark_spline(plan.guidance.fixed, plan.guidance.moving, plan.options.approximation)
+    level = plan.level(state, plan.factors("bspline")[0])
+    points = level.fixed.points()
+    back = Affine(state.matrix).inverse().map(spline.map(points))
+    displacement = np.asarray((back - points) @ level.fixed.world_to_index[:-1, :-1].T, np.float32)
+    return _State(state.matrix, level.fixed, unfolded(displacement, level.weight > 0)), []
 
 
 def _model(plan: _Plan, name: str, state: _State, level: Level) -> Any:
@@ -331,11 +360,13 @@ def _objective(plan: _Plan, name: str, state: _State, level: Level, model: Any, 
 
 
 def _run(optimiser: str, objective: Objective, start: Float, settings: Settings) -> Outcome:
-    if optimiser == "levenberg_marquardt" and not (objective.model.linear and objective.metric.residual):
-        what = (
-            f"levenberg_marquardt needs a linear transform and a metric of residuals (ssd, mind), found {objective.metric.name}"
-        )
-        raise InputError(Problem("optimiser", what, "use lbfgs, or optimiser='auto'"))
+    kinds = {"levenberg_marquardt": Linear, "gauss_newton": Diffeomorphic}
+    if optimiser in kinds and not (isinstance(objective.model, kinds[optimiser]) and objective.metric.residual):
+        kind = kinds[optimiser].__name__.lower()
+        what = f"{optimiser} needs a {kind} transform and a metric of residuals (ssd, mind), found {objective.metric.name}"
+        raise InputError(Problem("optimiser", what, "use lbfgs or gradient_descent, or optimiser='auto'"))
+    if optimiser == "gauss_newton" and (objective.penalties or objective.guidance):
+        raise InputError(Problem("optimiser", "gauss_newton takes no regularisation or landmarks", "use gradient_descent"))
     return OPTIMISERS[optimiser](objective, start, settings)
 
 
@@ -379,9 +410,9 @@ def _valued(plan: _Plan, starts: list[Float], name: str, factor: int) -> list[tu
 
 def _concluded(plan: _Plan, first: _State, last: _State, steps: tuple[Step, ...], margin: float) -> Fit:
     """The result with its values at the finest level, refused where it is worse than the start or beyond the limits."""
-    factor = min(s.factor for s in steps)
+    factor = min((s.factor for s in steps), default=plan.factors("bspline")[-1])
     before, after = (_dissimilarity(plan, state, factor) for state in (first, last))
-    status, reason = _verdict(steps)
+    status, reason = _verdict(steps) if steps else ("converged", "the landmarks were met by a spline")
     least = _least_jacobian(plan, last)
     bent = last.field()
     why = checks.refused(last.matrix, bent, first.matrix, plan.fixed)

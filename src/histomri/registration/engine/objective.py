@@ -17,15 +17,21 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from histomri.core import Grid
+from histomri.kernels.flow import flow_terms
+from histomri.kernels.flow_3d import flow_terms_3d, solve_3d
+from histomri.kernels.gaussian import gaussian
 from histomri.kernels.interpolate import warp, warp_with_gradient
 from histomri.kernels.normal_equations import normal_equations
-from histomri.registration.engine.models import Linear, Model
+from histomri.registration.engine.models import Diffeomorphic, Linear, Model
 from histomri.registration.engine.regularisation import landmark_distance, penalty
 from histomri.registration.linear import Channels, draw_samples
 from histomri.registration.metrics import Metric
 
 Float = NDArray[np.float64]
 Array = NDArray[np.float32]
+
+# damping of the windowed Gauss-Newton update, relative to the mean structure
+RIDGE = 0.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +187,28 @@ class Objective:
         chain = model.framed_tangents(theta).reshape(size, -1).T
         return self._with_landmarks(theta, (value, chain.T @ slope, chain.T @ curve @ chain))
 
+    def newton(self, theta: Float) -> tuple[float, Array]:
+        """Value and windowed Gauss-Newton update (Lucas and Kanade 1981) of a displacement under a metric of residuals.
+
+        ``d = -(G * T + ridge)^-1 G * b`` with ``T = w sum_c g_c g_c^T`` and ``b = w sum_c r_c g_c``, at most one pixel.
+        """
+        model, level = self.model, self.level
+        assert isinstance(model, Diffeomorphic)
+        displacement = model.displacement(theta)
+        weight = level.overlap(self.matrix, displacement)
+        total = float(weight.sum(dtype=np.float64))
+        if not total > self.least_weight:
+            return np.inf, np.zeros_like(displacement)
+        images = level.fixed_features, level.moving_features, weight, self.matrix, displacement
+        terms = flow_terms(*images) if level.fixed.ndim == 2 else flow_terms_3d(*images)
+        value = float(terms[..., -1].sum(dtype=np.float64)) / total
+        return value, solved(gaussian(terms[..., :-1], model.window_px, level.fixed.ndim))
+
+    def take(self, theta: Float, update: Array) -> Float:
+        """Where an update leads."""
+        assert isinstance(self.model, Diffeomorphic)
+        return self.model.take(theta, update)
+
     def _with_landmarks(self, theta: Float, terms: tuple[float, Float, Float]) -> tuple[float, Float, Float]:
         guidance, model = self.guidance, self.model
         if guidance is None:
@@ -205,6 +233,22 @@ class Objective:
         world = chosen.points * chosen.radius + chosen.centre
         features = level.fixed_features.reshape(-1, level.fixed_features.shape[-1])[index]
         return (world - model.frame[:-1, -1]) / model.frame[0, 0], np.ascontiguousarray(features), index
+
+
+def solved(terms: Array) -> Array:
+    """``-(T + ridge)^-1 b``, at most one pixel, of terms (*shape, 5 or 9): the upper triangle of T, then b.
+
+    The ridge is ``RIDGE`` times the mean structure, so that what has none stays where it is.
+    """
+    if terms.shape[-1] == 9:
+        ridge = RIDGE * float(terms[..., [0, 3, 5]].mean(dtype=np.float64)) + 1e-9
+        return solve_3d(np.concatenate([terms, np.zeros_like(terms[..., :1])], axis=-1), ridge, 1.0)
+    ridge = RIDGE * float(terms[..., [0, 2]].mean(dtype=np.float64)) + 1e-9
+    yy, yx, xx = terms[..., 0] + ridge, terms[..., 1], terms[..., 2] + ridge
+    step = np.stack([yx * terms[..., 4] - xx * terms[..., 3], yx * terms[..., 3] - yy * terms[..., 4]], axis=-1)
+    step /= (yy * xx - yx * yx)[..., None]
+    length = np.sqrt((step**2).sum(axis=-1, keepdims=True))
+    return np.asarray(step / np.maximum(length, 1.0), np.float32)
 
 
 def _homogeneous(points: Float) -> Float:

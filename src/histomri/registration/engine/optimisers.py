@@ -217,6 +217,33 @@ def _lower(problem: Problem, here: tuple[Theta, float, Theta], length: float) ->
     return None
 
 
+def gauss_newton(problem: Any, theta: Theta, settings: Settings) -> Outcome:
+    """Windowed Gauss-Newton updates, ``problem.newton(theta) -> (value, update)``, halved until the value falls."""
+    value, update = problem.newton(theta)
+    watch = _Watch(settings, theta, value)
+    if not _usable(value, update):
+        return watch.no_start()
+    for _ in range(settings.iterations):
+        found = _updated(problem, theta, value, update)
+        if found is None:
+            return watch.end("converged", "no part of the update lowers the value any more")
+        theta, value, update = found
+        watch.see(theta, value)
+        if outcome := watch.ended():
+            return outcome
+    return watch.out_of_time()
+
+
+def _updated(problem: Any, theta: Theta, value: float, update: Theta) -> tuple[Theta, float, Theta] | None:
+    for _ in range(4):
+        trial = problem.take(theta, update)
+        found, following = problem.newton(trial)
+        if found < value:
+            return trial, found, following
+        update = update * np.float32(0.5)
+    return None
+
+
 def adam(problem: Problem, theta: Theta, settings: Settings) -> Outcome:
     """Adam (Kingma and Ba, 2015); the rate makes the first step reach ``step`` and is halved, from the best, on a plateau."""
     value, gradient = problem.at(theta)
@@ -418,6 +445,7 @@ def _narrow(search: CMA, watch: _Watch) -> bool:
 
 Optimiser = Callable[[Any, Theta, Settings], Outcome]
 OPTIMISERS: dict[str, Optimiser] = {
+    "gauss_newton": gauss_newton,
     "levenberg_marquardt": levenberg_marquardt,
     "lbfgs": lbfgs,
     "adam": adam,
