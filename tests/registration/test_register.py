@@ -257,6 +257,14 @@ def test_folding_is_the_share_of_the_mask_whatever_the_slabs(monkeypatch: pytest
         assert sanity.folded_share(_field(field), mask) == pytest.approx(truth)
 
 
+def test_images_that_have_nothing_in_common_fail() -> None:
+    points = brightfield().grid.points()
+    lobes = np.hypot(*np.moveaxis(points, -1, 0)) < 3.5 + 0.8 * np.cos(5 * np.arctan2(points[..., 0], points[..., 1]))
+    density = np.where(lobes, 0.4 + 0.15 * Tissue(2, seed=11).texture(points * 1.3), 0)
+    result = register(brightfield().data, np.rint(240 * 10**-density).astype(np.uint8))
+    assert result.status == "failed" and "resemble" in result.reason
+
+
 def test_a_failed_registration_resamples_nothing(turned: Registration) -> None:
     from dataclasses import replace
 
@@ -308,6 +316,16 @@ def test_tissue_is_bright_on_nothing_whatever_the_slide(inverted: bool) -> None:
     assert not notes
     assert view.image.data[~inside].max() < 0.02 < np.median(view.image.data[inside])
     assert np.mean(view.mask.data ^ inside) < 0.05
+
+
+def test_an_mri_that_fills_its_slice_is_bright_on_dark() -> None:
+    image = TISSUE.image(brightfield().grid)[0]
+    box = Image(Grid((100, 116), 0.085), image.data[26:126, 26:142] * 700)  # type: ignore[arg-type]
+    inside = box.data > 0
+    assert inside.mean() > 0.5
+    view, notes = views.make_view(box, None, "mri")
+    assert not notes and np.mean(view.mask.data ^ inside) < 0.08
+    assert view.image.data[~inside].max() < 0.05 < np.median(view.image.data[inside])
 
 
 def test_an_image_without_background_is_used_whole_and_said() -> None:

@@ -37,14 +37,12 @@ def register_chosen(
 
 
 def find_start(fixed: View, moving: View, progress: Progress) -> Affine:
-    """Fixed mm to moving mm from no initial guess."""
-    from histomri.registration.pair_alignment import register_planar
+    """Fixed mm to moving mm from no initial guess, as the default pipelines begin."""
+    from histomri.registration import planar, volumetric
 
-    found = register_planar(fixed, moving, Guide(), progress).transform
-    steps = getattr(found, "steps", (found,))
-    last = steps[-1]
-    assert isinstance(last, Affine)
-    return last
+    if fixed.image.grid.ndim == 2:
+        return planar.find_start(fixed, moving, Guide())
+    return volumetric.find_start(fixed, moving, Guide(), progress)
 
 
 def nearest(start: Affine, model: str, fixed_mask: Image) -> Affine:

@@ -16,6 +16,7 @@ from histomri.core.errors import Problem
 from histomri.registration.alignment import Alignment, Guide, Progress, View, part, silent
 from histomri.registration.choices import METRICS, TRANSFORMS, register_chosen
 from histomri.registration.pair import scaled
+from histomri.registration.resemblance import LEAST_LEAD, resemblance
 from histomri.registration.sanity import folded_share, refusal, tissue_size
 from histomri.registration.views import make_view
 from histomri.registration.warp import warped
@@ -196,17 +197,25 @@ def _aligned(
         from histomri.registration.volumetric import register_volumes
 
         return register_volumes(fixed, moving, guide, progress)
-    from histomri.registration import pair_alignment as planar
+    from histomri.registration.planar import register_planar
 
-    return planar.register_planar(fixed, moving, guide, progress)
+    return register_planar(fixed, moving, guide, progress)
 
 
 def _judged(found: Alignment, fixed: View, moving: View) -> Alignment:
-    """The alignment, marked failed where its transform is beyond the limits of ``sanity``."""
+    """The alignment, marked failed where its transform is beyond the limits of ``sanity`` or brings no likeness."""
     why = refusal(found.transform, fixed.mask, moving.mask)
-    if found.status == "failed" or not why:
+    if why:
+        return replace(found, status="failed", reason=f"refused: {why}")
+    if fixed.image.grid.ndim == 3:
         return found
-    return replace(found, status="failed", reason=f"refused: {why}")
+    likeness = resemblance(fixed, moving, found.transform)
+    if found.metric == "mind":
+        found = replace(found, before=1 - likeness.before, after=1 - likeness.after)
+    if likeness.lead >= LEAST_LEAD or found.status == "failed":
+        return found
+    why = f"{likeness.after:.2f} where turned copies reach {likeness.chance:.2f} by chance, {likeness.lead:.1f} deviations less"
+    return replace(found, status="failed", reason=f"the images hardly resemble each other as they were brought to lie: {why}")
 
 
 def _error(where: str, what: str, remedy: str) -> InputError:

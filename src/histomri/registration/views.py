@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from histomri.core import Grid, Image, InputError
 from histomri.core.errors import Problem
-from histomri.kernels.tissue import find_tissue, tissue_bright
+from histomri.kernels.tissue import DARK_MEDIAN, find_tissue, tissue_bright
 from histomri.registration.alignment import View
 
 Array = NDArray[np.float32]
@@ -22,6 +22,7 @@ LEAST_MASK_PX = 64
 LEAST_TISSUE = 0.002
 MOST_TISSUE = 0.98
 CONSTANT = 1e-6
+RIM_SHARE = 0.1
 
 
 def problem(name: str, what: str, remedy: str) -> InputError:
@@ -144,11 +145,25 @@ def _contrast(data: Array, valid: Bool, dtype: np.dtype[Any], mask: Bool | None)
         data = (np.clip((data - low) / max(high - low, 1e-30), 0, 1) * 255).astype(np.float32)
     if not valid.all():
         data = np.where(valid[..., None], data, np.median(_rim(data, valid), axis=0)).astype(np.float32)
-    tissue = find_tissue(np.rint(data).astype(np.uint8))
-    channel = tissue_bright(data, tissue.background, tissue.inverted, 255.0)
-    if mask is not None and not channel[mask].any():
-        channel = _grey(data) / np.float32(255)
-    return channel, tissue.mask
+    if _has_dark_rim(data):
+        # the finder takes an image that is half bright for brightfield: shown its negative, it is right
+        tissue = find_tissue(np.rint(255 - data).astype(np.uint8))
+        background = tuple(255 - b for b in tissue.background)
+        channel = tissue_bright(data, background, True, 255.0)
+    else:
+        tissue = find_tissue(np.rint(data).astype(np.uint8))
+        channel = tissue_bright(data, tissue.background, tissue.inverted, 255.0)
+    used = valid if mask is None else mask
+    return channel if np.ptp(channel[used]) > 0 else _grey(data) / np.float32(255), tissue.mask
+
+
+def _has_dark_rim(data: Array) -> bool:
+    """Whether the border is the darkest that there is, but not most of the image: an MRI that fills its slice."""
+    grey = _grey(data)
+    low, middle, high = (float(v) for v in np.percentile(grey, (1, 50, 99.5)))
+    rim = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    is_dark = float(np.percentile(rim, 75)) - low < RIM_SHARE * (high - low)
+    return is_dark and middle - low >= DARK_MEDIAN * (high - low)
 
 
 def _rim(data: Array, valid: Bool) -> Array:
