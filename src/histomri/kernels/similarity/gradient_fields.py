@@ -11,8 +11,14 @@ neighbours have no weight, or are beyond the border, has no gradient: ``v = min 
 
 from __future__ import annotations
 
+import numpy as np
+from numba import njit, prange
+
 from histomri.backend import array_module
 from histomri.kernels.similarity.channels import Array, mean_over_channels
+from histomri.kernels.similarity.moments import REORDERED
+
+PLANES, ROWS = 8, 64  # of a volume, of an image: what one thread does at a time
 
 
 def ngf_reference(fixed: Array, warped: Array, weight: Array) -> tuple[float, Array]:
@@ -67,5 +73,88 @@ def transposed_differences(parts: list[Array]) -> Array:
 
 
 def ngf(fixed: Array, warped: Array, weight: Array) -> tuple[float, Array]:
-    """Value and force of the normalised gradient fields (see the module)."""
-    return ngf_reference(fixed, warped, weight)
+    """Value and force of the normalised gradient fields (see the module); fused for arrays of NumPy."""
+    if array_module(warped) is not np:
+        return ngf_reference(fixed, warped, weight)
+    return mean_over_channels(_one_channel, fixed, warped, weight)
+
+
+def _one_channel(fixed: Array, warped: Array, weight: Array) -> tuple[float, Array]:
+    # an image is a volume whose rows are the planes and which has one row in each
+    shape = warped.shape if warped.ndim == 3 else (warped.shape[0], 1, warped.shape[1])
+    f, m, w = (np.ascontiguousarray(a, np.float32).reshape(shape) for a in (fixed, warped, weight))
+    slab = PLANES if warped.ndim == 3 else ROWS
+    sums, force = np.zeros((-(-shape[0] // slab), 2)), np.empty(shape, np.float32)
+    _slabs(f, m, w, slab, warped.ndim == 3, sums, force)
+    aligned, total = sums.sum(axis=0)
+    if total <= 0:
+        return 1.0, np.zeros_like(warped)
+    force *= np.float32(1 / total)
+    return 1 - float(aligned / total), force.reshape(warped.shape)
+
+
+@njit(cache=True, fastmath=REORDERED)
+def _row(h, g, w, volume, out):  # type: ignore[no-untyped-def]
+    """c (not yet divided by sum v) of a row without its ends, into ``out``; returns ``sum v <h, g>^2 / (a b)`` and ``sum v``.
+
+    ``h``, ``g``, ``w``: rows of fixed, warped and weight (before, after, above, below, here); above and below in volumes only.
+    """
+    h0, h1, h2, h3, h4, h5 = h[0][1:], h[1][1:], h[2][1:], h[3][1:], h[4][2:], h[4]
+    g0, g1, g2, g3, g4, g5 = g[0][1:], g[1][1:], g[2][1:], g[3][1:], g[4][2:], g[4]
+    w0, w1, w2, w3, w4, w5, w6 = w[0][1:], w[1][1:], w[2][1:], w[3][1:], w[4][2:], w[4], w[4][1:]
+    cz, cy, cx = out
+    half, one, two = np.float32(0.5), np.float32(1), np.float32(2)
+    aligned = total = 0.0
+    for i in range(cz.size):
+        hz, gz = half * (h1[i] - h0[i]), half * (g1[i] - g0[i])
+        hy, gy = half * (h3[i] - h2[i]), half * (g3[i] - g2[i])
+        hx, gx = half * (h4[i] - h5[i]), half * (g4[i] - g5[i])
+        v = min(min(min(w0[i], w1[i]), min(w4[i], w5[i])), min(min(w2[i], w3[i]), w6[i]))
+        a, b = hz * hz + hy * hy + hx * hx + one, gz * gz + gy * gy + gx * gx + one
+        along = hz * gz + hy * gy + hx * gx
+        first = along / (a * b)
+        second = first * along / b
+        cz[i], cx[i] = -two * v * (first * hz - second * gz), -two * v * (first * hx - second * gx)
+        if volume:
+            cy[i] = -two * v * (first * hy - second * gy)
+        aligned += np.float64(v * along * first)
+        total += np.float64(v)
+    return aligned, total
+
+
+@njit(inline="always")
+def _rows(image, z, y, volume):  # type: ignore[no-untyped-def]
+    here = image[z, y]
+    return image[z - 1, y], image[z + 1, y], image[z, y - 1] if volume else here, image[z, y + 1] if volume else here, here
+
+
+@njit(parallel=True, cache=True)
+def _slabs(fixed, warped, weight, slab, volume, sums, force):  # type: ignore[no-untyped-def]
+    depth, height, width = warped.shape
+    margin = 1 if volume else 0
+    for s in prange(sums.shape[0]):
+        start = s * slab
+        stop = min(depth, start + slab)
+        c = np.zeros((3, stop - start + 2, height + 2, width + 2), np.float32)
+        for z in range(max(start - 1, 1), min(stop + 1, depth - 1)):
+            for y in range(margin, height - margin):
+                h, g, w = _rows(fixed, z, y, volume), _rows(warped, z, y, volume), _rows(weight, z, y, volume)
+                k = z - start + 1
+                aligned, total = _row(
+                    h, g, w, volume, (c[0, k, y + 1][2:width], c[1, k, y + 1][2:width], c[2, k, y + 1][2:width])
+                )
+                if start <= z < stop:
+                    sums[s, 0] += aligned
+                    sums[s, 1] += total
+        for z in range(start, stop):
+            k = z - start + 1
+            for y in range(height):
+                _scatter(c[0, k - 1, y + 1], c[0, k + 1, y + 1], c[1, k, y], c[1, k, y + 2], c[2, k, y + 1], force[z, y])
+
+
+@njit(cache=True)
+def _scatter(before, after, above, below, here, force):  # type: ignore[no-untyped-def]
+    """The transposed differences of a row, from rows of c with one column more at both ends."""
+    a, b, d, e, f = before[1:], after[1:], above[1:], below[1:], here[2:]
+    for i in range(force.size):
+        force[i] = np.float32(0.5) * (a[i] - b[i] + d[i] - e[i] + here[i] - f[i])

@@ -13,8 +13,12 @@ in the boxes of its neighbours p, and the force is exact (Avants et al. 2008 kee
 
 from __future__ import annotations
 
+import numpy as np
+
 from histomri.backend import array_module
+from histomri.kernels.similarity.boxes import box_correlation
 from histomri.kernels.similarity.channels import Array, mean_over_channels
+from histomri.kernels.similarity.moments import weighted_sums
 
 RADIUS = 2
 FLOOR = 1e-3
@@ -62,5 +66,15 @@ def box_sum(image: Array, radius: int) -> Array:
 
 
 def lncc(fixed: Array, warped: Array, weight: Array, radius: int = RADIUS, floor: float = FLOOR) -> tuple[float, Array]:
-    """Value and force of the local squared correlation (see the module)."""
-    return lncc_reference(fixed, warped, weight, radius, floor)
+    """Value and force of the local squared correlation (see the module); by :mod:`boxes` for arrays of NumPy."""
+    if array_module(warped) is not np:
+        return lncc_reference(fixed, warped, weight, radius, floor)
+
+    def one_channel(f: Array, m: Array, w: Array) -> tuple[float, Array]:
+        total, sum_f, sum_m = (float(x) for x in weighted_sums(f, m, w)[:3])
+        if total <= 0:
+            return 1.0, np.zeros_like(m)
+        value, force = box_correlation(f, m, w, radius, floor, (total, sum_f, sum_m))
+        return 1 - value / total, force
+
+    return mean_over_channels(one_channel, fixed, warped, weight)

@@ -12,6 +12,7 @@ from numba import njit, prange
 from numpy.typing import NDArray
 
 from histomri.kernels.similarity.lanes import Lanes, adder
+from histomri.kernels.similarity.moments import flat
 
 Array = NDArray[np.float32]
 Float = NDArray[np.float64]
@@ -38,7 +39,7 @@ _add_linear, _add_cubic = adder(_linear), adder(_cubic)
 
 
 @njit(fastmath=FAST, inline="always")
-def _place(value, bins, cubic):  # type: ignore[no-untyped-def]
+def place(value, bins, cubic):  # type: ignore[no-untyped-def]
     """First bin and place in it of a value (0 for NaN); linear: x = u (bins - 1), cubic: x = 2 + u (bins - 4)."""
     low = np.float32(2.0) if cubic else np.float32(0.0)
     span = np.float32(bins - 4) if cubic else np.float32(bins - 1)
@@ -58,8 +59,8 @@ def _fill(fixed, warped, weight, bins, cubic, cells):  # type: ignore[no-untyped
         # slices: their indices are known to be positive, and the loop becomes vector instructions
         f, m, w = fixed[start : start + CHUNK], warped[start : start + CHUNK], weight[start : start + CHUNK]
         for i in range(f.size):
-            k, a[i] = _place(f[i], bins, cubic)
-            n, b[i] = _place(m[i], bins, cubic)
+            k, a[i] = place(f[i], bins, cubic)
+            n, b[i] = place(m[i], bins, cubic)
             index[i] = ((np.int32(i & 1) * np.int32(bins) + k) * np.int32(bins) + n) * np.int32(4)
         if cubic:
             for i in range(f.size):
@@ -97,18 +98,14 @@ def _joint(fixed, warped, weight, bins, cubic, size, out):  # type: ignore[no-un
             _assemble(cells, bins, cubic, out[part])
 
 
-def flat(array: Array) -> Array:
-    """All values in a row, contiguous float32."""
-    return np.ascontiguousarray(array, np.float32).reshape(-1)
-
-
 def joint_histogram(fixed: Array, warped: Array, weight: Array, bins: int, window: str) -> Float:
     """``sum_i w_i s_k(f_i) s_l(m_i)`` (bins, bins) of float32 arrays of one size; not divided by the total weight."""
     f, m, w = flat(fixed), flat(warped), flat(weight)
     size = max(LEAST, -(-f.size // PARTS))
     out = np.zeros((-(-f.size // size), bins, bins))
     _joint(f, m, w, bins, window == "cubic", size, out)
-    total: Float = out.sum(axis=0)
+    # the cubic window's ends are 0 but for rounding, which may fall below
+    total: Float = np.maximum(out.sum(axis=0), 0)
     return total
 
 
@@ -121,8 +118,8 @@ def _force(fixed, warped, weight, slope, cubic, out):  # type: ignore[no-untyped
         stop = min(fixed.size, start + LEAST)
         f, m, w, force = fixed[start:stop], warped[start:stop], weight[start:stop], out[start:stop]
         for i in range(f.size):
-            k, a = _place(f[i], bins, cubic)
-            n, t = _place(m[i], bins, cubic)
+            k, a = place(f[i], bins, cubic)
+            n, t = place(m[i], bins, cubic)
             j = np.uint32(k * np.int32(bins) + n)
             if cubic:
                 s = np.float32(1.0) - t

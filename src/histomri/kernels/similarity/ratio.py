@@ -9,9 +9,14 @@ With fixed values between 0 and 1 shared among the bins k by linear :mod:`window
 
 from __future__ import annotations
 
+import numpy as np
+from numba import njit, prange
+
 from histomri.backend import array_module
 from histomri.kernels.similarity.channels import Array, mean_over_channels
 from histomri.kernels.similarity.correlation import CONSTANT
+from histomri.kernels.similarity.moments import BLOCK, flat
+from histomri.kernels.similarity.parzen import place
 from histomri.kernels.similarity.windows import shares
 
 BINS = 32
@@ -53,5 +58,56 @@ def _binned(first: Array, share: Array, values: Array, bins: int) -> Array:
 
 
 def cr(fixed: Array, warped: Array, weight: Array, bins: int = BINS) -> tuple[float, Array]:
-    """Value and force of the correlation ratio (see the module)."""
-    return cr_reference(fixed, warped, weight, bins)
+    """Value and force of the correlation ratio (see the module); fused for arrays of NumPy."""
+    if array_module(warped) is not np:
+        return cr_reference(fixed, warped, weight, bins)
+
+    def one_channel(f: Array, m: Array, w: Array) -> tuple[float, Array]:
+        return _one_channel(flat(f), flat(m), flat(w), bins, m.shape)
+
+    return mean_over_channels(one_channel, fixed, warped, weight)
+
+
+def _one_channel(f: Array, m: Array, w: Array, bins: int, shape: tuple[int, ...]) -> tuple[float, Array]:
+    blocks = np.empty((-(-m.size // BLOCK), bins, 3))
+    _bins(f, m, w, bins, blocks)
+    count, summed, squared = blocks.sum(axis=0).T
+    total, mean, square = (float(x.sum()) / max(float(count.sum()), 1e-30) for x in (count, summed, squared))
+    variance = square - mean * mean
+    if total <= 0 or variance <= CONSTANT * square:
+        return 1.0, np.zeros(shape, np.float32)
+    means = np.where(count > 0, summed / np.maximum(count, 1e-30), mean) - mean
+    ratio = float((count * means * means).sum() / count.sum()) / variance
+    force = np.empty(m.size, np.float32)
+    # force = scale w (ratio (m - mean) - E(f)) with E by linear windows
+    _force(f, m, w, means.astype(np.float32), np.array([2 / variance / count.sum(), ratio, mean], np.float32), force)
+    return 1 - ratio, force.reshape(shape)
+
+
+@njit(parallel=True, cache=True)
+def _bins(fixed, warped, weight, bins, out):  # type: ignore[no-untyped-def]
+    """Sums of w, w m, w m m in each bin, block by block."""
+    for block in prange(out.shape[0]):
+        sums = np.zeros((bins, 3))
+        for i in range(block * BLOCK, min(warped.size, (block + 1) * BLOCK)):
+            k, b = place(fixed[i], bins, False)
+            m = np.float64(warped[i])
+            upper = np.float64(weight[i]) * b
+            lower = np.float64(weight[i]) - upper
+            sums[k, 0] += lower
+            sums[k, 1] += lower * m
+            sums[k, 2] += lower * m * m
+            sums[k + 1, 0] += upper
+            sums[k + 1, 1] += upper * m
+            sums[k + 1, 2] += upper * m * m
+        out[block] = sums
+
+
+@njit(parallel=True, cache=True, fastmath={"nsz", "contract"})
+def _force(fixed, warped, weight, means, constants, out):  # type: ignore[no-untyped-def]
+    scale, ratio, mean = constants
+    for block in prange(-(-out.size // BLOCK)):
+        for i in range(block * BLOCK, min(out.size, (block + 1) * BLOCK)):
+            k, b = place(fixed[i], means.size, False)
+            expected = means[k] + b * (means[k + 1] - means[k])
+            out[i] = scale * weight[i] * (ratio * (warped[i] - mean) - expected)

@@ -5,8 +5,12 @@ value = sum_p w_p sum_c (m_c - f_c)^2 / sum_p w_p,   force_c = 2 w (m_c - f_c) /
 
 from __future__ import annotations
 
+import numpy as np
+from numba import njit, prange
+
 from histomri.backend import array_module
 from histomri.kernels.similarity.channels import Array
+from histomri.kernels.similarity.moments import BLOCK, REORDERED, flat
 
 
 def ssd_reference(fixed: Array, warped: Array, weight: Array) -> tuple[float, Array]:
@@ -22,5 +26,30 @@ def ssd_reference(fixed: Array, warped: Array, weight: Array) -> tuple[float, Ar
 
 
 def ssd(fixed: Array, warped: Array, weight: Array) -> tuple[float, Array]:
-    """Value and force of the sum of squared differences (see the module)."""
-    return ssd_reference(fixed, warped, weight)
+    """Value and force of the sum of squared differences (see the module); fused for arrays of NumPy."""
+    if array_module(warped) is not np:
+        return ssd_reference(fixed, warped, weight)
+    channels = warped.shape[-1]
+    f, m = flat(fixed).reshape(-1, channels), flat(warped).reshape(-1, channels)
+    total = float(weight.sum(dtype=np.float64))
+    if total <= 0:
+        return float("inf"), np.zeros_like(warped)
+    force = np.empty_like(m)
+    values = np.empty(-(-len(m) // BLOCK))
+    _ssd(f, m, flat(weight), np.float32(2 / total), values, force)
+    return float(values.sum()) / total, force.reshape(warped.shape)
+
+
+@njit(parallel=True, cache=True, fastmath=REORDERED)
+def _ssd(fixed, warped, weight, scale, values, force):  # type: ignore[no-untyped-def]
+    for block in prange(values.size):
+        start = block * BLOCK
+        stop = min(weight.size, start + BLOCK)
+        value = 0.0
+        for i in range(start, stop):
+            w = weight[i]
+            for c in range(warped.shape[1]):
+                r = warped[i, c] - fixed[i, c]
+                value += w * r * r
+                force[i, c] = scale * w * r
+        values[block] = value
