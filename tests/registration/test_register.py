@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from synthetic import Tissue, rigid
 
 from histomri.core import Grid, Image, InputError, RegistrationError
-from histomri.registration import choices, sanity, views, warp
+from histomri.registration import choices, guided, sanity, views, warp
 from histomri.registration.alignment import View
 from histomri.registration.register import Registration, register
 from histomri.transforms import Affine, Chain, DisplacementField
@@ -169,6 +169,39 @@ POINTS = np.random.default_rng(2).uniform(-3, 3, (6, 2))
 )
 def test_landmarks_that_do_not_match_are_an_error(fixed: np.ndarray, moving: np.ndarray | None, says: str) -> None:
     _refused(says, brightfield(), brightfield(), fixed_landmarks=fixed, moving_landmarks=moving)
+
+
+def _landmarks(truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return POINTS, POINTS @ truth[:2, :2].T + truth[:2, 2]
+
+
+def test_landmarks_lead_where_no_search_goes() -> None:
+    """A tenth of the size, on the other face: only the landmarks say so."""
+    truth = rigid(200.0, True, (0.02, 0.01))
+    truth[:2, :2] *= 0.1
+    moving = brightfield(np.linalg.inv(truth), spacing=0.0085)
+    fixed_points, moving_points = _landmarks(truth)
+    wrong = moving_points + np.random.default_rng(4).normal(size=moving_points.shape) * 0.02
+    result = register(brightfield(), moving, fixed_landmarks=fixed_points, moving_landmarks=wrong)
+    assert result.is_trusted
+    assert _error_mm(result, truth) < 0.017 < np.median(np.linalg.norm(wrong - moving_points, axis=1))
+    assert result.landmark_error is not None and result.landmark_error[1] < 0.05 < result.landmark_error[0]
+
+
+@pytest.mark.parametrize("count", [3, 5, 6, 9])
+def test_landmarks_give_the_map_that_they_were_made_with(count: int) -> None:
+    truth = rigid(110.0, True, (3.0, -2.0))
+    truth[:2, :2] *= 1.3
+    points = np.random.default_rng(count).normal(size=(count, 2))
+    found = guided.from_landmarks(points, points @ truth[:2, :2].T + truth[:2, 2])
+    np.testing.assert_allclose(found.matrix, truth, atol=1e-9)
+
+
+def test_landmarks_that_contradict_the_images_are_said() -> None:
+    here, there = _landmarks(np.eye(3))
+    grid = brightfield().grid
+    assert guided.landmarks_missed(Affine.identity(2), (here, there), grid) == ""
+    assert "contradict" in guided.landmarks_missed(Affine(rigid(0, shift=(2.0, 0.0))), (here, there), grid)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from histomri.core import Grid, Image, InputError, Landmarks, RegistrationError
 from histomri.core.errors import Problem
 from histomri.registration.alignment import Alignment, Guide, Progress, View, part, silent
 from histomri.registration.choices import METRICS, TRANSFORMS, register_chosen
+from histomri.registration.guided import landmarks_missed, register_guided
 from histomri.registration.pair import scaled
 from histomri.registration.resemblance import LEAST_LEAD, resemblance
 from histomri.registration.sanity import folded_share, refusal, tissue_size
@@ -150,6 +151,9 @@ def register(
     moving_view, more = make_view(pair[1], masks[1], names[1])
     found = _at_one_scale(fixed_view, moving_view, transforms, metric, guide, part(progress, 0.1, 1.0))
     found = _judged(found, fixed_view, moving_view)
+    if guide.landmarks is not None and found.status != "failed":
+        why = landmarks_missed(found.transform, guide.landmarks, moving_view.image.grid)
+        found = replace(found, status="failed", reason=why) if why else found
     progress(1.0, "registered")
     return Registration(
         found.transform,
@@ -197,9 +201,7 @@ def _aligned(
         from histomri.registration.volumetric import register_volumes
 
         return register_volumes(fixed, moving, guide, progress)
-    from histomri.registration.planar import register_planar
-
-    return register_planar(fixed, moving, guide, progress)
+    return register_guided(fixed, moving, guide, progress)
 
 
 def _judged(found: Alignment, fixed: View, moving: View) -> Alignment:
