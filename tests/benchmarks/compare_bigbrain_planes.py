@@ -112,7 +112,7 @@ def run_batch(method: str, batch: list[Plane], folder: Path, threads: int) -> li
     for plane in given:
         out = folder / f"{plane.number}"
         row: dict[str, Any] = {"section": plane.number, "method": method, "cpu_s": run.cpu_s / len(given)}
-        if (out / "result.json").is_file():
+        if (out / "field.mha").is_file():
             row |= score(plane, out) | {"register_s": harness.seconds_of(out)["register"]}
         rows.append(row)
     return rows

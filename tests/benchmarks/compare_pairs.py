@@ -119,8 +119,7 @@ def read_points(path: Path) -> Float:
     """The mapped points (n, 2) of ``points.csv``."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    keys = ("mapped_x", "mapped_y") if rows and "mapped_x" in rows[0] else ("x", "y")
-    return np.array([[float(row[key] or "nan") for key in keys] for row in rows])
+    return np.array([[float(row[key] or "nan") for key in ("x", "y")] for row in rows])
 
 
 def theirs(peer: str, pair: Pair, folder: Path, threads: int) -> tuple[Run, Float]:

@@ -16,7 +16,7 @@ MASKS = "-i fixed_mask moving_mask"
 
 @dataclass(frozen=True)
 class Recipe:
-    """Command-line options of the linear stages, one after the other, and of the deformable one."""
+    """Command-line options of the linear stages (the mode too), one after the other, and of the deformable one."""
 
     linear: tuple[str, ...]
     deformable: str
@@ -25,17 +25,21 @@ class Recipe:
 RECIPES = {
     "pairs": Recipe(
         linear=(
-            f"{IMAGES} -dof 6 -m NCC 16x16 -n 100x40x10x0 -search 4000 20 50 -ia-image-centers",
-            f"{IMAGES} -dof 12 -m NCC 16x16 -n 100x40x10",
+            f"-a {IMAGES} -dof 6 -m NCC 16x16 -n 100x40x10x0 -search 4000 20 50 -ia-image-centers",
+            f"-a {IMAGES} -dof 12 -m NCC 16x16 -n 100x40x10",
         ),
-        deformable=f"{IMAGES} -m NCC 8x8 -n 100x100x50x10 -s 3vox 1vox",
+        deformable=f"{IMAGES} -m NCC 8x8 -n 200x100x50x10 -s 6vox 2vox",
     ),
     "planes": Recipe(
-        linear=(f"{MASKS} -dof 12 -m SSD -n 100x50x10 -ia-moments 1",),
+        linear=(
+            f"-moments 1 {MASKS}",
+            f"-a {MASKS} -dof 12 -m SSD -n 100x50x10",
+            f"-a {IMAGES} {MASKS} -dof 12 -m NCC 8x8 -n 50x10",
+        ),
         deformable=f"{IMAGES} {MASKS} -m NCC 4x4 -n 100x50x10 -s 2vox 1vox",
     ),
     "volumes": Recipe(
-        linear=(f"{IMAGES} -dof 12 -m NMI -n 100x50x10 -ia-identity",), deformable=f"{IMAGES} -m NCC 2x2x2 -n 100x50x10"
+        linear=(f"-a {IMAGES} -dof 12 -m NMI -n 100x50x10 -ia-identity",), deformable=f"{IMAGES} -m NCC 2x2x2 -n 100x50x10"
     ),
 }
 
@@ -50,7 +54,7 @@ def run_stages(greedy: Any, recipe: Recipe, images: dict[str, SimpleITK.Image], 
     """Leaves ``warp`` and the last linear transform in ``greedy``; returns the name of the latter."""
     start = ""
     for i, options in enumerate(recipe.linear):
-        greedy.execute(f"-a {options} {general} {start} -o linear{i}", **({} if i else images), **{f"linear{i}": None})
+        greedy.execute(f"{options} {general} {start} -o linear{i}", **({} if i else images), **{f"linear{i}": None})
         start = f"-ia linear{i}"
     last = f"linear{len(recipe.linear) - 1}"
     greedy.execute(f"{recipe.deformable} {general} -it {last} -o warp", warp=None)

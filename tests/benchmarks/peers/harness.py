@@ -91,8 +91,8 @@ def run_peer(peer: str, jobs: Sequence[Inputs], folders: Sequence[Path], threads
         raise SystemExit("The peers are not installed; run `make bench-env`.")
     files = [_write_job(inputs, folder, threads) for inputs, folder in zip(jobs, folders, strict=True)]
     run = measured([str(python), "-m", f"peers.{peer}", *files], folders[0], BENCHMARKS, threads)
-    done = [seconds_of(folder) for folder in folders if (folder / "result.json").is_file()]
-    if run.status == 0:
+    done = [seconds_of(folder) for folder in folders if (folder / "field.mha").is_file()]
+    if done:
         _split_seconds(run, {key: sum(parts[key] for parts in done) for key in done[0]})
     return run
 

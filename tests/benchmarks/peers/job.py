@@ -6,8 +6,8 @@
      "moving_mask": path or null, "threads": n, "output": folder}
 
 Images are files that ITK reads. ``output`` gets ``field.mha``, the displacement (x, y[, z]) in mm from each point of the fixed
-grid to the moving image, in ITK's physical space, and ``result.json`` with the seconds of each part. All that is compared is
-computed from the field, in the same way for all peers.
+grid to the moving image, in ITK's physical space, and ``result.json`` with the seconds of each part, or ``failed`` with the
+reason. All that is compared is computed from the field, in the same way for all peers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -67,11 +68,21 @@ def read_image(path: Path) -> SimpleITK.Image:
 
 
 def main(register: Callable[[Job, Clock], SimpleITK.Image]) -> None:
-    """Run the jobs named on the command line with a peer's ``register(job, clock) -> field``."""
-    for path in sys.argv[1:]:
-        job, clock = Job.read(Path(path)), Clock()
-        job.output.mkdir(parents=True, exist_ok=True)
+    """Run the jobs named on the command line with a peer's ``register(job, clock) -> field``; status 1 when one failed."""
+    outcomes = [_run(register, Job.read(Path(path))) for path in sys.argv[1:]]
+    sys.exit(0 if all(outcomes) else 1)
+
+
+def _run(register: Callable[[Job, Clock], SimpleITK.Image], job: Job) -> bool:
+    """Run one job; what went wrong is its result, so that the next one has its turn."""
+    clock, result = Clock(), {}
+    job.output.mkdir(parents=True, exist_ok=True)
+    try:
         found = register(job, clock)
         with clock.part("export"):
             SimpleITK.WriteImage(SimpleITK.Cast(found, SimpleITK.sitkVectorFloat32), str(job.output / "field.mha"))
-        (job.output / "result.json").write_text(json.dumps({"seconds": clock.seconds}, indent=1))
+    except Exception as error:
+        traceback.print_exc()
+        result = {"failed": f"{type(error).__name__}: {error}"}
+    (job.output / "result.json").write_text(json.dumps(result | {"seconds": clock.seconds}, indent=1))
+    return not result
