@@ -28,6 +28,8 @@ Float = NDArray[np.float64]
 Theta = NDArray[Any]
 Evaluation = tuple[float, Theta]
 POSE_LIMIT = 30
+# how many times the whole fall a value may rise above the first one before the optimiser counts as gone astray
+RUNAWAY = 1000.0
 HALVINGS = 8
 
 
@@ -150,11 +152,8 @@ class _Watch:
         return min(self.trace[:-window]) - self.best < self.settings.tolerance * self.fall
 
     def astray(self) -> bool:
-        """Above the first value for a whole window, or no number at all."""
-        recent = self.trace[-self.settings.window :]
-        if not np.isfinite(self.trace[-1]):
-            return True
-        return len(self.trace) > self.settings.window and min(recent) > self.before + self.fall
+        """Far above the first value, or no number at all."""
+        return not self.trace[-1] <= self.before + RUNAWAY * self.fall
 
     def late(self) -> bool:
         return self.settings.seconds is not None and time.monotonic() - self.began > self.settings.seconds
@@ -325,6 +324,8 @@ class _Round:
         size = float(np.sqrt((self.gradient.astype(np.float64) ** 2).sum()))
         reach = chart.reach(self.gradient / size) if size > 0 else 0.0
         self.unit = watch.settings.step / reach if reach > 0 else 0.0
+        # scipy may end on a point that its line search has just refused
+        self.lowest, self.best = np.zeros(self.gradient.size), self.start
 
     def run(self, iterations: int) -> str:
         """Why it ended, empty when only the count did; the watch keeps what was found."""
@@ -334,8 +335,8 @@ class _Round:
         options = {"maxiter": iterations, "maxls": 20, "ftol": ftol, "gtol": 0.0}
         x = np.zeros(self.gradient.size)
         done = minimize(self._evaluate, x, jac=True, method="L-BFGS-B", callback=self._passed, options=options)
-        theta = self.chart.advance(self.theta, self._step(done.x))
-        value = float(done.fun) if self.chart.flat else self.chart.at(theta)[0]
+        theta = self.chart.advance(self.theta, self._step(self.lowest))
+        value = self.best if self.chart.flat else self.chart.at(theta)[0]
         if value < self.watch.best:
             self.watch.theta, self.watch.best = theta, value
         return "" if done.status == 1 else "the value no longer falls along any direction that L-BFGS tries"
@@ -348,6 +349,8 @@ class _Round:
         if not _usable(value, slope):
             # a wall that the line search walks back from
             return self.start + abs(self.start) + float(x @ x), 2 * x
+        if value < self.best:
+            self.lowest, self.best = x.copy(), value
         return value, self.unit * slope.ravel().astype(np.float64)
 
     def _passed(self, intermediate_result: Any) -> None:

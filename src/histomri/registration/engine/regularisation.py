@@ -47,7 +47,7 @@ def bending(field: NDArray[Any], spacing: Float) -> tuple[float, Float]:
     for a in range(len(spacing)):
         part, slope = _square(_second(v, a) / spacing[a] ** 2)
         value += part
-        gradient += _second_adjoint(slope, a) / spacing[a] ** 2
+        gradient += _second_adjoint(slope, a, v.shape[a]) / spacing[a] ** 2
         for b in range(a + 1, len(spacing)):
             size = spacing[a] * spacing[b]
             part, slope = _square(_forward(_forward(v, a), b) / size)
@@ -65,7 +65,7 @@ def curvature(field: NDArray[Any], spacing: Float) -> tuple[float, Float]:
     value, slope = _square(laplacian)
     gradient = np.zeros_like(v)
     for axis, size in enumerate(spacing):
-        gradient += _second_adjoint(_inner(slope, axis), axis) / size**2
+        gradient += _second_adjoint(_inner(slope, axis), axis, v.shape[axis]) / size**2
     return _mean(value, gradient, spacing)
 
 
@@ -147,12 +147,12 @@ def _forward_adjoint(y: Float, axis: int) -> Float:
 
 def _second(x: Float, axis: int) -> Float:
     """``x[i + 1] - 2 x[i] + x[i - 1]`` at inner nodes, two shorter; nothing for an axis of fewer than three nodes."""
-    if x.shape[axis] < 3:
-        return _inner(x, axis)[(slice(None),) * axis + (slice(0, 0),)]
     return np.diff(x, n=2, axis=axis)
 
 
-def _second_adjoint(y: Float, axis: int) -> Float:
+def _second_adjoint(y: Float, axis: int, n: int) -> Float:
+    if n < 3:
+        return np.zeros((*y.shape[:axis], n, *y.shape[axis + 1 :]))
     return _forward_adjoint(_forward_adjoint(y, axis), axis)
 
 
