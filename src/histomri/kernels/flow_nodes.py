@@ -8,15 +8,23 @@ than the images have pixels, so the pass over the pixels is all that costs. For 
 
     T_n = sum w sum_c g_c g_c^T  (yy, yx, xx),  b_n = sum w sum_c r_c g_c  (y, x),  E_n = sum w e,  W_n = sum v
 
+c runs over the channels of a descriptor and one more, the tone, which counts ``|a(p)|`` times and is compared with
+``sign(a) f``: a, the gain, says how far, and with which sign, the tones agree about p.
 o is the offset of the fixed image's corner in the moving one. Where q leaves the moving image the weight is 0: what was not
 imaged says nothing.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
+
+from histomri.backend import array_module
 
 Array = NDArray[np.float32]
 TERMS = 7
@@ -40,7 +48,7 @@ def _between(field, y, x):  # type: ignore[no-untyped-def]
 
 
 @njit(parallel=True, cache=True, fastmath=True)
-def _node_terms(fixed, moving, fixed_weight, moving_weight, field, stride, offset, scale, out):  # type: ignore[no-untyped-def]
+def _node_terms(fixed, moving, fixed_tone, moving_tone, gain, fixed_weight, moving_weight, field, stride, offset, scale, out):  # type: ignore[no-untyped-def]
     height, width = fixed.shape[0], fixed.shape[1]
     channels = fixed.shape[2]
     tall, wide = np.float32(moving.shape[0] - 1), np.float32(moving.shape[1] - 1)
@@ -81,6 +89,22 @@ def _node_terms(fixed, moving, fixed_weight, moving_weight, field, stride, offse
                         by += r * gy
                         bx += r * gx
                         e += r * r
+                    a = gain[i, j]
+                    if a != zero:
+                        m00, m01 = moving_tone[iy, ix], moving_tone[iy, ix + 1]
+                        m10, m11 = moving_tone[iy + 1, ix], moving_tone[iy + 1, ix + 1]
+                        top, bottom = m00 + (m01 - m00) * fx, m10 + (m11 - m10) * fx
+                        sign, a = math.copysign(ONE, a), abs(a)
+                        r = a * (top + (bottom - top) * fy - sign * fixed_tone[i, j])
+                        gy = a * half * (bottom - top + sign * half * (fixed_tone[down, j] - fixed_tone[up, j]))
+                        gx = (m01 - m00) + ((m11 - m10) - (m01 - m00)) * fy
+                        gx = a * half * (gx + sign * half * (fixed_tone[i, right] - fixed_tone[i, left]))
+                        tyy += gy * gy
+                        tyx += gy * gx
+                        txx += gx * gx
+                        by += r * gy
+                        bx += r * gx
+                        e += r * r
                     trust = scale / (scale + e)
                     se += w * trust * e
                     sw += w
@@ -95,18 +119,78 @@ def _node_terms(fixed, moving, fixed_weight, moving_weight, field, stride, offse
             out[row, column, 5], out[row, column, 6] = se, sw
 
 
+@dataclass(frozen=True, eq=False)
+class Looks:
+    """One image as it is compared: descriptor (y, x, c), tone (y, x) and weight (y, x), all float32."""
+
+    descriptor: Array
+    tone: Array
+    weight: Array
+
+
 def node_terms(
-    fixed: tuple[Array, Array], moving: tuple[Array, Array], field: Array, stride: int, offset: tuple[int, int], scale: float
+    fixed: Looks, moving: Looks, gain: Array, field: Array, stride: int, offset: tuple[int, int], scale: float
 ) -> Array:
     """The seven terms (rows, columns, 7): T_yy, T_yx, T_xx, b_y, b_x, E, W.
 
-    ``fixed`` and ``moving`` are features (y, x, c) and weight (y, x) each, of their own sizes; ``field`` (rows, columns, 2) in
-    pixels; ``scale`` the residual s at which a pixel loses half of its say (infinite: none does).
+    The images may differ in size; ``gain`` (y, x) is that of the tone on the fixed grid, ``field`` (rows, columns, 2) in pixels,
+    ``scale`` the residual s at which a pixel loses half of its say (infinite: none does).
     """
     out = np.empty((*field.shape[:2], TERMS), np.float32)
     robust = np.float32(min(scale, 1e9))
-    _node_terms(fixed[0], moving[0], fixed[1], moving[1], field, stride, offset, robust, out)
+    images = fixed.descriptor, moving.descriptor, fixed.tone, moving.tone, gain, fixed.weight, moving.weight
+    _node_terms(*images, field, stride, offset, robust, out)
     return out
+
+
+def node_terms_reference(
+    fixed: Looks, moving: Looks, gain: Any, field: Any, stride: int, offset: tuple[int, int], scale: float
+) -> Any:
+    """What :func:`node_terms` does, readable, for whole blocks; NumPy or CuPy by the arrays it gets."""
+    xp = array_module(field)
+    height, width = fixed.weight.shape
+    p = xp.stack(xp.meshgrid(xp.arange(height), xp.arange(width), indexing="ij"), axis=-1)
+    u, _ = _linear_reference(field, (p + 0.5) / stride - 0.5)
+    q = p + xp.asarray(offset) + u
+    last = xp.asarray(moving.weight.shape) - 1
+    seen = ((q >= 0) & (q < last)).all(axis=-1)
+    nearest = xp.clip(xp.floor(q + 0.5), 0, last).astype(int)
+    v = fixed.weight * seen * moving.weight[nearest[..., 0], nearest[..., 1]]
+    sign = xp.where(gain < 0, -1.0, 1.0)[..., None]
+    ones = xp.ones((*gain.shape, fixed.descriptor.shape[-1]))
+    size = xp.concatenate([ones, xp.abs(gain)[..., None]], axis=-1)
+    f = xp.concatenate([fixed.descriptor, sign * fixed.tone[..., None]], axis=-1)
+    value, slope = _linear_reference(xp.concatenate([moving.descriptor, moving.tone[..., None]], axis=-1), q)
+    own = _slope_reference(xp, xp.concatenate([fixed.descriptor, fixed.tone[..., None]], axis=-1))
+    own = own * xp.concatenate([ones, sign], axis=-1)[..., None, :]
+    r, g = size * (value - f), size[..., None, :] * (slope + own) / 2
+    e = (r**2).sum(axis=-1)
+    w = v * scale / (scale + e)
+    tensor, force = xp.einsum("yxic,yxjc->yxij", g, g), xp.einsum("yxc,yxic->yxi", r, g)
+    terms = [w * tensor[..., 0, 0], w * tensor[..., 0, 1], w * tensor[..., 1, 1], w * force[..., 0], w * force[..., 1], w * e, v]
+    blocks = xp.stack(terms, axis=-1).reshape(height // stride, stride, width // stride, stride, TERMS)
+    return blocks.sum(axis=(1, 3))
+
+
+def _linear_reference(values: Any, index: Any) -> tuple[Any, Any]:
+    """Bilinear ``values`` (n, m, c) at ``index`` (..., 2), edge values outside, and the slope (..., 2, c)."""
+    xp = array_module(values)
+    last = xp.asarray(values.shape[:2]) - 1
+    index = xp.clip(index, 0, last)
+    i = xp.minimum(xp.floor(index).astype(int), xp.maximum(last - 1, 0))
+    k = xp.minimum(i + 1, last)
+    fy, fx = (index - i)[..., :1], (index - i)[..., 1:]
+    a, b = values[i[..., 0], i[..., 1]], values[i[..., 0], k[..., 1]]
+    c, d = values[k[..., 0], i[..., 1]], values[k[..., 0], k[..., 1]]
+    top, bottom = a + (b - a) * fx, c + (d - c) * fx
+    slope = xp.stack([bottom - top, (b - a) + ((d - c) - (b - a)) * fy], axis=-2)
+    return top + (bottom - top) * fy, slope
+
+
+def _slope_reference(xp: Any, values: Any) -> Any:
+    """Half the difference of the two neighbours along y and x, edges replicated: (y, x, 2, c)."""
+    padded = xp.pad(values, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    return xp.stack([padded[2:, 1:-1] - padded[:-2, 1:-1], padded[1:-1, 2:] - padded[1:-1, :-2]], axis=-2) / 2
 
 
 @njit(parallel=True, cache=True, fastmath=True)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from histomri.core import Grid
 from histomri.kernels.descriptor import mind_plane
-from histomri.kernels.flow_nodes import composed, least_jacobian, node_terms, relaxed
+from histomri.kernels.flow_nodes import Looks, composed, least_jacobian, node_terms, relaxed
 from histomri.kernels.interpolate import warp_2d
 from histomri.registration.alignment import View
 
@@ -19,6 +19,9 @@ Array = NDArray[np.float32]
 Bool = NDArray[np.bool_]
 MARGIN_SHARE = 0.02
 EDGE_PX = 4
+DESCRIPTOR = 0.3
+TONE_PX = 3.0
+TONE_REACH_PX = 8.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +74,8 @@ class Level:
     """Features and weight of both images in the fixed frame; the moving one reaches ``pad`` pixels further on every side."""
 
     grid: Grid
-    fixed: tuple[Array, Array]
-    moving: tuple[Array, Array]
+    fixed: Looks
+    moving: Looks
     pad: int
     stride: int
     scale: float
@@ -82,13 +85,26 @@ class Level:
         """How many nodes there are along y and x."""
         return -(-self.grid.shape[0] // self.stride), -(-self.grid.shape[1] // self.stride)
 
-    def terms(self, field: Array) -> Array:
+    def terms(self, field: Array, gain: Array) -> Array:
         """The Gauss-Newton sums on the nodes."""
-        return node_terms(self.fixed, self.moving, field, self.stride, (self.pad, self.pad), self.scale)
+        return node_terms(self.fixed, self.moving, gain, field, self.stride, (self.pad, self.pad), self.scale)
+
+    def tone_gain(self, field: Array, strength: float) -> Array:
+        """How far the tones can be compared around each pixel (y, x): their local correlation as they lie, with its sign."""
+        if strength == 0:
+            return np.zeros(self.grid.shape, np.float32)
+        height, width = self.grid.shape
+        u = cv2.resize(field, (width, height), interpolation=cv2.INTER_LINEAR)
+        onto = np.array([[1.0, 0.0, self.pad], [0.0, 1.0, self.pad], [0.0, 0.0, 1.0]])
+        moved = warp_2d(np.stack([self.moving.tone, self.moving.weight], axis=-1), onto, (height, width), u)
+        w = self.fixed.weight * moved[..., 1]
+        f, m = self.fixed.tone, moved[..., 0]
+        fm, ff, mm = (_blur(w * a, TONE_REACH_PX) for a in (f * m, f * f, m * m))
+        return np.asarray(np.float32(strength) * fm / np.sqrt(ff * mm + np.float32(1e-4)), np.float32)
 
     def chance(self) -> float:
         """The residual of unrelated pixels: ``s e / (s + e)``, ``e = sum_c var f_c + var m_c + (mean f_c - mean m_c)^2``."""
-        f, m = self.fixed[0][self.fixed[1] > 0][::7], self.moving[0][self.moving[1] > 0][::7]
+        f, m = (x.descriptor[x.weight > 0][::7] for x in (self.fixed, self.moving))
         if not len(f) or not len(m):
             return self.scale
         e = float((f.var(axis=0) + m.var(axis=0) + (f.mean(axis=0) - m.mean(axis=0)) ** 2).sum())
@@ -108,31 +124,50 @@ def make_level(fixed: Pyramid, moving: Pyramid, matrix: Float, grid: Grid, strid
     inner = other[pad:-pad, pad:-pad]
     tissue = np.maximum(still[..., 1], inner[..., 1]) > 0.1
     near = cv2.dilate(tissue.astype(np.uint8), np.ones((2 * EDGE_PX + 1,) * 2, np.uint8))
-    f, m = _features(still), _features(other)
-    weight = (near > 0) & _imaged(still)
-    return Level(grid, (f, weight.astype(np.float32)), (m, _imaged(other).astype(np.float32)), pad, stride, robust)
+    weight = near.astype(np.float32) * _imaged(still)
+    fixed_looks = Looks(_features(still), _tone(still), weight)
+    return Level(grid, fixed_looks, Looks(_features(other), _tone(other), _imaged(other)), pad, stride, robust)
 
 
 def _features(plane: Array) -> Array:
-    return mind_plane(np.ascontiguousarray(plane[..., 0]), plane[..., 1] > 0.5)
+    # the square root brings strong and pale stains closer before their differences are squared
+    return mind_plane(np.sqrt(np.maximum(plane[..., 0], 0)), plane[..., 1] > 0.5) * np.float32(DESCRIPTOR)
 
 
-def _imaged(plane: Array) -> Bool:
-    """Pixels whose descriptor saw only what was imaged."""
-    return cv2.erode((plane[..., 2] > 0.99).astype(np.uint8), np.ones((5, 5), np.uint8), borderValue=0) > 0
+def _tone(plane: Array) -> Array:
+    """The image as a share of what is common in its tissue, after local normalisation."""
+    inside = plane[..., 1] > 0.5
+    common = float(np.median(plane[..., 0][inside][::7])) if inside.any() else 1.0
+    share = plane[..., 0] / (plane[..., 0] + np.float32(max(common, 1e-6)))
+    mean = _blur(share, TONE_PX)
+    spread = np.sqrt(np.maximum(_blur(share * share, TONE_PX) - mean * mean, 0))
+    floor = 0.25 * float(np.median(spread[inside][::7])) if inside.any() else 1.0
+    return np.asarray(np.clip((share - mean) / (spread + np.float32(floor + 1e-6)), -3, 3), np.float32)
 
 
-def fit_matrix(level: Level, model: str, iterations: int) -> tuple[Float, float]:
+def _blur(plane: Array, sigma: float) -> Array:
+    return np.asarray(cv2.GaussianBlur(plane, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE), np.float32)
+
+
+def _imaged(plane: Array) -> Array:
+    """1 for pixels whose descriptor saw only what was imaged, 0 for others."""
+    whole = (plane[..., 2] > 0.99).astype(np.uint8)
+    return np.asarray(cv2.erode(whole, np.ones((5, 5), np.uint8), borderValue=0), np.float32)
+
+
+def fit_matrix(level: Level, model: str, iterations: int, tone: float = 0.0) -> tuple[Float, float]:
     """The linear map of the level's pixels (3, 3), to be done before its matrix, and its cost: 1 where all looks unrelated.
 
-    Pixels of tissue that find nothing imaged cost as much as unrelated ones, so losing them never pays.
+    Pixels of tissue that find nothing imaged cost as much as unrelated ones, so losing them never pays. The tones count ``tone``
+    times as far as they agree as the images lie at first.
     """
     state, best = np.eye(3), (np.eye(3), np.inf)
-    total = max(float(level.fixed[1].sum(dtype=np.float64)), 1e-9)
+    total = max(float(level.fixed.weight.sum(dtype=np.float64)), 1e-9)
     positions, chance = level.positions(), level.chance()
+    gain = level.tone_gain(np.zeros((*level.nodes, 2), np.float32), tone)
     for _ in range(iterations):
         field = (positions @ (state[:2, :2] - np.eye(2)).T + state[:2, 2]).astype(np.float32)
-        terms = level.terms(field).astype(np.float64)
+        terms = level.terms(field, gain).astype(np.float64)
         cost = (float(terms[..., 5].sum()) / chance + total - float(terms[..., 6].sum())) / total
         if not cost < best[1] * (1 - 1e-4):
             return (state, cost) if cost < best[1] else best
@@ -174,51 +209,90 @@ def _generators(model: str) -> Float:
 @dataclass(frozen=True)
 class Bending:
     """How a level's deformation is sought. ``alpha``: weight of the squared slope of the displacement, relative to the mean of
-    the structure tensor; ``ridge``: damping, likewise; ``window``: Gaussian of the sums in nodes; ``fluid``: Gaussian of each
-    update in nodes; ``sweeps`` of the solver; at most ``iterations``, fewer where the cost falls by less than ``tolerance``.
+    the structure tensor; ``ridge``: damping, likewise; ``window``: Gaussian of the sums in nodes; ``sweeps`` of the solver; at
+    most ``iterations``, fewer where the cost falls by less than ``tolerance``. ``tone``: how much tones count where they agree,
+    which is measured at the level's start and again before the iterations ``tone_again``.
     """
 
     alpha: float = 1.0
     ridge: float = 0.05
-    window: float = 0.7
-    fluid: float = 0.0
+    window: float = 1.0
     sweeps: int = 12
-    iterations: int = 20
-    tolerance: float = 1e-3
+    iterations: int = 40
+    tolerance: float = 2e-4
+    tone: float = 0.7
+    tone_again: tuple[int, ...] = (6,)
 
 
 MIN_JACOBIAN = 0.1
 
 
-def bend(level: Level, field: Array, plan: Bending) -> tuple[Array, float, str]:
+def bend(level: Level, field: Array, plan: Bending, pins: Array | None = None) -> tuple[Array, float, str]:
     """The level's displacement on its nodes, in pixels, from ``field`` on; its cost and how it ended.
 
     Each Gauss-Newton step of ``sum w r^2 + alpha |grad u|^2`` is composed with the field so far, and halved as long as it
-    would fold.
+    would fold. ``pins`` (rows, columns, 3): how hard a node is drawn, in units of the mean tensor, and to which displacement.
     """
     best, best_cost, stale = field, np.inf, 0
-    for _ in range(plan.iterations):
-        terms = level.terms(field)
-        weight = max(float(terms[..., 6].sum(dtype=np.float64)), 1e-9)
-        tensor = float((terms[..., 0] + terms[..., 2]).sum(dtype=np.float64)) / 2
-        used = max(int((terms[..., 6] > 0).sum()), 1)
-        alpha = plan.alpha * tensor / used
-        slope = float(sum((np.diff(field, axis=a).astype(np.float64) ** 2).sum() for a in (0, 1)))
-        cost = (float(terms[..., 5].sum(dtype=np.float64)) + alpha * slope) / weight
+    gain = level.tone_gain(field, plan.tone)
+    for done in range(plan.iterations):
+        if done in plan.tone_again:
+            gain, best_cost = level.tone_gain(field, plan.tone), np.inf
+        terms = level.terms(field, gain)
+        unit = _mean_tensor(terms)
+        cost = _cost(terms, field, plan.alpha * unit)
         if cost < best_cost * (1 - plan.tolerance):
             best, best_cost, stale = field, cost, 0
         else:
             best, best_cost, stale = (field, cost, stale + 1) if cost < best_cost else (best, best_cost, stale + 1)
             if stale >= 2:
                 return best, best_cost, "converged"
-        field = _advance(field, _smoothed(terms, plan.window), level.stride, alpha, plan.ridge * tensor / used, plan)
+        terms = _smoothed(terms, plan.window)
+        if pins is not None:
+            _draw(terms, field, pins, unit)
+        field = _advance(field, terms, level.stride, unit, plan)
     return best, best_cost, "stopped"
 
 
-def _advance(field: Array, terms: Array, stride: int, alpha: float, ridge: float, plan: Bending) -> Array:
-    update = relaxed(terms, field, alpha, ridge, plan.sweeps)
+def _mean_tensor(terms: Array) -> float:
+    """Half the mean trace of the structure tensor over the nodes that see anything."""
+    seen = max(int((terms[..., 6] > 0).sum()), 1)
+    return float((terms[..., 0] + terms[..., 2]).sum(dtype=np.float64)) / 2 / seen + 1e-9
+
+
+def _cost(terms: Array, field: Array, alpha: float) -> float:
+    slope = float(sum((np.diff(field, axis=a).astype(np.float64) ** 2).sum() for a in (0, 1)))
+    return (float(terms[..., 5].sum(dtype=np.float64)) + alpha * slope) / max(float(terms[..., 6].sum(dtype=np.float64)), 1e-9)
+
+
+def _draw(terms: Array, field: Array, pins: Array, unit: float) -> None:
+    """Add the pull of the pins to the terms."""
+    pull = np.float32(unit) * pins[..., 0]
+    terms[..., 0] += pull
+    terms[..., 2] += pull
+    terms[..., 3:5] += pull[..., None] * (field - pins[..., 1:])
+
+
+def make_pins(level: Level, fixed_mm: Float, wanted_mm: Float, pull: float) -> Array:
+    """Pins (rows, columns, 3) for :func:`bend` that draw points ``fixed_mm`` (n, 2) to ``wanted_mm``, both in the fixed world.
+
+    Each point draws its nearest node with ``pull``; a node with several is drawn to their mean.
+    """
+    start, end = level.grid.to_index(fixed_mm), level.grid.to_index(wanted_mm)
+    last = np.asarray(level.nodes) - 1
+    nodes = np.clip(np.round((start + 0.5) / level.stride - 0.5), 0, last).astype(int)
+    pins = np.zeros((*level.nodes, 3))
+    np.add.at(pins, tuple(nodes.T), np.concatenate([np.ones((len(nodes), 1)), end - start], axis=1))
+    pins[..., 1:] /= np.maximum(pins[..., :1], 1)
+    pins[..., 0] *= pull
+    return pins.astype(np.float32)
+
+
+def _advance(field: Array, terms: Array, stride: int, unit: float, plan: Bending) -> Array:
+    """The field after one step of at most ``stride`` pixels."""
+    update = relaxed(terms, field, plan.alpha * unit, plan.ridge * unit, plan.sweeps)
     length = np.linalg.norm(update, axis=-1, keepdims=True)
-    update = _smoothed(update / np.maximum(length / stride, 1), plan.fluid)
+    update = np.asarray(update / np.maximum(length / stride, 1), np.float32)
     for _ in range(5):
         moved = composed(field, update, stride)
         if least_jacobian(moved, stride) > MIN_JACOBIAN:

@@ -18,6 +18,7 @@ from histomri.transforms import Affine, Chain, DisplacementField
 Float = NDArray[np.float64]
 Array = NDArray[np.float32]
 SAME_SHARE = 0.03
+AFFINE_LEVELS = slice(1, 3)
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,10 @@ def register_planar(
     start = _start(fixed, moving, planes, guide, settings)
     matrix = start.matrix
     grids = level_grids(fixed.image.grid, _finest_mm(planes, matrix, settings), settings.coarsest_px, settings.stride)
+    for grid in grids[AFFINE_LEVELS]:
+        level = make_level(*planes, matrix, grid, settings.stride, settings.robust)
+        step, _ = fit_matrix(level, "affine", 15, settings.bending.tone)
+        matrix = matrix @ grid.index_to_world @ step @ grid.world_to_index
     nodes: Array | None = None
     trace = []
     status = "converged"
