@@ -80,11 +80,13 @@ def test_bounds_hold_scale_stretch_and_mirror() -> None:
 @pytest.mark.parametrize("ndim", [2, 3])
 @pytest.mark.parametrize("name", ["bspline", "velocity"])
 def test_pull_back_is_the_derivative_of_the_shifted_displacement(name: str, ndim: int) -> None:
-    model = deformable(name, ndim)
-    theta = smooth(ndim, 2.5) if name == "velocity" else RANDOM.normal(size=model.start().shape)
-    force, along = smooth(ndim, 1.0), smooth(ndim, 1.0) if name == "velocity" else RANDOM.normal(size=model.start().shape)
+    model = Velocity(SHAPE[ndim], 1.0) if name == "velocity" else deformable(name, ndim)
+    theta, along = RANDOM.normal(size=(2, *model.start().shape))
+    if name == "velocity":  # 0 near the border, where the Gaussian is not its own transpose
+        theta, along = smooth(ndim, 2.5), np.pad(smooth(ndim, 1.0)[(slice(3, -3),) * ndim], [*[(3, 3)] * ndim, (0, 0)])
+    force = smooth(ndim, 1.0)
     ends = [float((model.displacement(model.shift(theta, s * along)).astype(float) * force).sum()) for s in (0.02, -0.02)]
-    # velocities: the Gaussian is its own transpose but for the border, and positions are float32
+    # linear interpolation has a kink at every node that a point passes
     margin = 1e-3 if name == "bspline" else 0.05
     assert float((model.pull_back(theta, force) * along).sum()) == pytest.approx((ends[0] - ends[1]) / 0.04, rel=margin)
 

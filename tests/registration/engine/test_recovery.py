@@ -27,7 +27,7 @@ def test_every_metric_finds_every_linear_transform(metric: str, model: str, ndim
     scene = linear_scene(model, ndim, inverted=metric in BLIND)
     found = fit(scene.fixed, scene.moving, (model,), metric, levels=LEVELS[ndim])
     assert scene.error_px() > 1.0
-    assert scene.error_px(found) < (0.25 if metric == "mind" else 0.1), found.reason
+    assert scene.error_px(found) < {"mind": 0.15, "ngf": 0.15}.get(metric, 0.05), found.reason
     assert found.status == "converged" and found.value_after < found.value_before
     assert found.field is None and isinstance(found.transform, Affine)
 
@@ -81,9 +81,13 @@ def test_every_regulariser_stiffens_a_deformation(term: str) -> None:
 def test_transforms_follow_one_another() -> None:
     scene = bent_scene(2, inverted=True, pixels=2.0)
     found = fit(scene.fixed, scene.moving, ("rigid", "affine", "bspline", "diffeomorphic"), "mind", levels=(2, 1))
-    assert [(s.transform, s.factor) for s in found.steps[::2]] == [
-        (t, 2) for t in ("rigid", "affine", "bspline", "diffeomorphic")
-    ]
+    done = [(s.transform, s.factor) for s in found.steps]
+    # linear models see the finest level twice, since MIND depends on the pose
+    linear, bent = (
+        [(m, f) for m in ("rigid", "affine") for f in (2, 1, 1)],
+        [(m, f) for m in ("bspline", "diffeomorphic") for f in (2, 1)],
+    )
+    assert done == linear + bent
     assert scene.error_px(found) < 0.4 * scene.error_px()
     back = found.transform.inverse().map(found.transform.map([[1.0, -2.0]]))
     np.testing.assert_allclose(back, [[1.0, -2.0]], atol=1e-3)

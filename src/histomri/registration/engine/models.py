@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.linalg import expm, expm_frechet
 
 from histomri.core import Grid
-from histomri.kernels.fields import compose, exponential, invert, jacobian_determinant, squarings
+from histomri.kernels.fields import compose, invert, jacobian_determinant, squarings
 from histomri.kernels.folding import least_jacobian
 from histomri.kernels.gaussian import gaussian
 from histomri.kernels.splat import square_adjoint
@@ -324,18 +324,25 @@ class Velocity:
     mask: Mask | None = None
     linear: bool = field(default=False, init=False)
     flat: bool = field(default=False, init=False)
+    _last: list[Any] = field(default_factory=list, init=False, repr=False)
 
     def start(self) -> Theta:
         """Zeros."""
         return np.zeros((*self.shape, len(self.shape)), np.float32)
 
+    def _steps(self, theta: Theta) -> list[Array]:
+        """The squarings; those of the velocity that was asked for last are kept, since every evaluation asks several times."""
+        if not (self._last and self._last[0] is theta):
+            self._last[:] = [theta, _squarings(theta)]
+        return self._last[1]  # type: ignore[no-any-return]
+
     def displacement(self, theta: Theta) -> Array:
         """``exp(v) - id``."""
-        return exponential(theta)
+        return self._steps(theta)[-1]
 
     def pull_back(self, theta: Theta, force: Theta) -> Theta:
         """Back through every squaring, then smoothed."""
-        steps = _squarings(theta)
+        steps = self._steps(theta)
         for half in reversed(steps[:-1]):
             force = square_adjoint(half, force)
         return _smoothed(np.asarray(force / 2 ** (len(steps) - 1), np.float32), self.window_px)
@@ -372,7 +379,7 @@ class Velocity:
 
     def inverse(self, theta: Theta) -> Array:
         """``exp(-v) - id``."""
-        return self.displacement(-theta)
+        return _squarings(-theta)[-1]
 
     def jacobian(self, theta: Theta) -> Float:
         """Central differences."""

@@ -27,7 +27,7 @@ from histomri.registration.engine.models import (
 )
 from histomri.registration.engine.objective import Guidance, Level, Objective
 from histomri.registration.engine.optimisers import OPTIMISERS, Outcome, Settings
-from histomri.registration.engine.pyramid import Source, factors, make_level
+from histomri.registration.engine.pyramid import ORIENTED, Source, factors, make_level
 from histomri.registration.engine.splines import resampled
 from histomri.registration.engine.thin_plate import landmark_spline
 from histomri.registration.metrics import METRICS, Metric
@@ -164,6 +164,11 @@ class _Plan:
     def factors(self, name: str) -> tuple[int, ...]:
         return self.levels if self.levels is not None else factors(self.fixed.grid, name in LINEAR)
 
+    def passes(self, name: str) -> tuple[int, ...]:
+        """The factors, the finest twice where a better pose makes better features."""
+        chain = self.factors(name)
+        return (*chain, chain[-1]) if name in LINEAR and self.metric.name in ORIENTED else chain
+
     def level(self, state: _State, factor: int) -> Level:
         return make_level(self.fixed, self.moving, state.matrix, factor, self.metric)
 
@@ -293,7 +298,7 @@ def _coarse_to_fine(plan: _Plan, name: str, state: _State, progress: Progress) -
     if name == "landmark_spline":
         return _splined(plan, state)
     steps = []
-    chain = plan.factors(name)
+    chain = plan.passes(name)
     theta = model = None
     for index, factor in enumerate(chain):
         progress(index / len(chain), f"{name}, 1/{factor}")
