@@ -38,7 +38,7 @@ def points(path: Path) -> Float:
 
 def folding(field: SimpleITK.Image, mask: NDArray[np.bool_]) -> float:
     """Share of the mask where the Jacobian determinant of the map is not positive."""
-    determinant = SimpleITK.GetArrayViewFromImage(SimpleITK.DisplacementFieldJacobianDeterminant(field))
+    determinant = SimpleITK.GetArrayFromImage(SimpleITK.DisplacementFieldJacobianDeterminant(field))
     return float((determinant[mask] <= 0).mean())
 
 
