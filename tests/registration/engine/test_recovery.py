@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from scenes import BLIND, bent_scene, linear_scene
+from scenes import BLIND, bent_scene, centred, linear_scene
 
-from histomri.core import Image
+from histomri.core import Image, InputError
 from histomri.registration.engine import TERMS, Fit, Options, fit
+from histomri.registration.engine.multilevel import guarded
+from histomri.registration.engine.pyramid import Source
 from histomri.registration.metrics import METRICS
 from histomri.transforms import Affine
 
@@ -38,7 +40,8 @@ def test_every_metric_finds_a_deformation_that_does_not_fold(metric: str, ndim: 
     scene = bent_scene(ndim, inverted=metric in BLIND)
     found = fit(scene.fixed, scene.moving, ("diffeomorphic",), metric, levels=LEVELS[ndim])
     # what is left is mostly the border and the window
-    assert scene.error_px(found) < 0.3 * scene.error_px(), found.reason
+    share = 0.4 if metric in ("mind", "ngf") else 0.3
+    assert scene.error_px(found) < share * scene.error_px(), found.reason
     assert found.least_jacobian > 0 and found.status in ("converged", "stopped")
 
 
@@ -155,6 +158,16 @@ def test_a_fit_goes_on_where_another_ended() -> None:
     second = fit(scene.fixed, scene.moving, ("diffeomorphic",), "ssd", initial=first, levels=(1,))
     assert second.steps[0].outcome.value_before < 0.5 * first.value_before
     assert scene.error_px(second) < scene.error_px(first)
+    with pytest.raises(InputError, match="cannot follow a deformation"):
+        fit(scene.fixed, scene.moving, ("affine",), "ssd", initial=first)
+
+
+def test_thin_parts_of_a_mask_are_guarded_at_coarse_levels() -> None:
+    mask = np.zeros((20, 21), bool)
+    mask[:, 9] = True
+    grid = centred(21, 0.5, 2).crop((0, 0), (20, 21))
+    kept = guarded(Source(grid, np.zeros((20, 21, 1), np.float32), mask), grid.downsample(4))
+    assert kept.tolist() == [[False, True, True, True, False, False]] * 5
 
 
 def test_more_threads_change_no_bit(two_threads: None) -> None:

@@ -36,9 +36,8 @@ def names(given: Sequence[str], known: Sequence[str], where: str) -> None:
             raise _error(where, f"there is no {name!r}", f"choose from {', '.join(known)}")
 
 
-def order(transforms: Sequence[str], linear: Sequence[str]) -> None:
-    """Raises ``InputError`` for a linear transform after a deformation."""
-    bent = False
+def order(transforms: Sequence[str], linear: Sequence[str], bent: bool) -> None:
+    """Raises ``InputError`` for a linear transform after a deformation; ``bent`` where the start has one already."""
     for name in transforms:
         if bent and name in linear:
             raise _error("transforms", f"{name} cannot follow a deformation", "put the linear transforms first")

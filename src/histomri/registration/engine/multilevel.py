@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
 
 from histomri.core import Grid, Image, InputError, RegistrationError
 from histomri.core.errors import Problem
@@ -239,7 +240,7 @@ def fit(
     """
     plan = _planned((fixed, moving), (fixed_mask, moving_mask), metric, regularisation, optimiser, levels, landmarks, options)
     checks.names(transforms, TRANSFORMS, "transforms")
-    checks.order(transforms, LINEAR)
+    checks.order(transforms, LINEAR, isinstance(initial, Fit) and initial.field is not None)
     starts = checks.starts(initial, plan.fixed, plan.moving, plan.points)
     state = _State(starts[0]) if not isinstance(initial, Fit) else _resumed(initial)
     margin = float("nan")
@@ -327,12 +328,12 @@ def _splined(plan: _Plan, state: _State) -> tuple[_State, list[Step]]:
     points = level.fixed.points()
     back = Affine(state.matrix).inverse().map(spline.map(points))
     displacement = np.asarray((back - points) @ level.fixed.world_to_index[:-1, :-1].T, np.float32)
-    return _State(state.matrix, level.fixed, unfolded(displacement, level.weight > 0)), []
+    return _State(state.matrix, level.fixed, unfolded(displacement, guarded(plan.fixed, level.fixed))), []
 
 
 def _model(plan: _Plan, name: str, state: _State, level: Level) -> Any:
     o, shape = plan.options, level.fixed.shape
-    mask = level.weight > 0
+    mask = guarded(plan.fixed, level.fixed)
     if name in LINEAR:
         base = np.asarray(np.linalg.solve(level.outer, state.matrix), np.float64)
         return Linear(name, level.fixed, level.moving, base, plan.frame, o.bounds)
@@ -449,13 +450,13 @@ def _dissimilarity(plan: _Plan, state: _State, factor: int) -> float:
 def _least_jacobian(plan: _Plan, state: _State) -> float:
     if state.displacement is None or state.grid is None:
         return 1.0
-    inside = mask_on(plan.fixed, state.grid)
-    return least_jacobian(state.displacement, inside)
+    return least_jacobian(state.displacement, guarded(plan.fixed, state.grid))
 
 
-def mask_on(source: Source, grid: Grid) -> NDArray[np.bool_]:
-    """A source's mask on a coarser grid of the same axes: True where any of what a node stands for is in the mask."""
-    ratio = grid.spacing_mm / source.grid.spacing_mm
-    at = source.grid.to_index(grid.origin_mm)
-    share = resampled(source.mask[..., None].astype(np.float32), grid.shape, at, ratio)[..., 0]
-    return np.asarray(share > 0)
+def guarded(source: Source, grid: Grid) -> NDArray[np.bool_]:
+    """The nodes of a level's grid within one node of a source's mask: the corners of every cell that the mask touches."""
+    factor = np.rint(grid.spacing_mm / source.grid.spacing_mm).astype(int)
+    mask = source.mask
+    for axis, f in enumerate(factor):
+        mask = np.maximum.reduceat(mask, np.arange(0, mask.shape[axis], f), axis=axis)
+    return np.asarray(ndimage.binary_dilation(mask, np.ones((3,) * grid.ndim, bool)))
