@@ -11,7 +11,7 @@ from histomri.core import Grid, Image, RegistrationError
 from histomri.registration.alignment import Alignment, Guide, Progress, View, silent
 from histomri.registration.channels import make_channels
 from histomri.registration.linear import Channels
-from histomri.registration.node_flow import Bending, Pyramid, bend, finer, fit_matrix, make_level
+from histomri.registration.node_flow import Bending, Level, Pyramid, bend, finer, fit_matrix, make_level, make_pins
 from histomri.registration.search import similarity_search
 from histomri.transforms import Affine, Chain, DisplacementField
 
@@ -19,6 +19,7 @@ Float = NDArray[np.float64]
 Array = NDArray[np.float32]
 SAME_SHARE = 0.03
 AFFINE_LEVELS = slice(1, 3)
+LANDMARK_PULL = 10.0
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ def register_planar(
 ) -> Alignment:
     """The moving section on the fixed one: search, affine, then a deformation that does not fold, coarse to fine.
 
+    Landmarks take the place of the search and draw the deformation. Trust is for the caller to judge: this gives its best answer.
+
     Raises ``RegistrationError`` where an image holds no tissue.
     """
     planes = Pyramid.of(fixed), Pyramid.of(moving)
@@ -76,11 +79,12 @@ def register_planar(
         progress(0.3 + 0.7 * 4.0 ** (done - len(grids)), f"deforming at {max(grid.shape)} px")
         level = make_level(*planes, matrix, grid, settings.stride, settings.robust)
         nodes = np.zeros((*level.nodes, 2), np.float32) if nodes is None else finer(nodes, level.nodes)
-        nodes, cost, status = bend(level, nodes, settings.bending)
+        nodes, cost, status = bend(level, nodes, settings.bending, _pins(level, guide, matrix))
         trace.append(cost)
     assert nodes is not None
     transform = Chain((_displacement(grids[-1], settings.stride, nodes), Affine(matrix)))
-    return Alignment(transform, status, status, "mind", trace[0], trace[-1], tuple(trace))
+    reason = "the cost no longer falls" if status == "converged" else "the iterations ran out while the cost still fell"
+    return Alignment(transform, status, reason, "mind", trace[0], trace[-1], tuple(trace))
 
 
 def find_start(fixed: View, moving: View, guide: Guide, settings: PlanarSettings = DEFAULTS) -> Affine:
@@ -126,6 +130,7 @@ def _start(fixed: View, moving: View, planes: tuple[Pyramid, Pyramid], guide: Gu
     spacing = float(fixed.image.grid.extent_mm.max()) / settings.search_px
     grids = level_grids(fixed.image.grid, spacing / 4, settings.search_px, settings.stride)
     found = _candidates(planes, spacing, settings) if guide.search else [np.eye(3)]
+    found = [through_landmarks(*guide.landmarks)] if guide.landmarks else found
     first = [_refined(m, planes, ((grids[0], "similarity"), (grids[1], "affine")), settings) for m in found]
     rivals: list[Float] = []
     for _, matrix in sorted(first, key=lambda r: r[0]):
@@ -133,6 +138,34 @@ def _start(fixed: View, moving: View, planes: tuple[Pyramid, Pyramid], guide: Gu
             rivals.append(matrix)
     final = sorted((_refined(m, planes, ((grids[2], "affine"),), settings) for m in rivals), key=lambda r: r[0])
     return Start(final[0][1], final[0][0], final[1][0] if len(final) > 1 else 1.0)
+
+
+def through_landmarks(fixed: Float, moving: Float) -> Float:
+    """The similarity map (3, 3), mirrored or not, that takes points (n, 2) nearest to others; a shift for a single point.
+
+    With points as complex numbers it is ``a z + b`` or ``a conj(z) + b``, by least squares; two points leave the face open, and
+    it is then not mirrored.
+    """
+    best, least = np.eye(3), np.inf
+    for flip in ([1.0, 1.0], [1.0, -1.0])[: 1 if len(fixed) < 3 else 2]:
+        p, q = (fixed * flip - (fixed * flip).mean(axis=0)) @ [1, 1j], (moving - moving.mean(axis=0)) @ [1, 1j]
+        a = complex(np.vdot(p, q) / np.vdot(p, p)) if len(fixed) > 1 else 1.0 + 0j
+        matrix = np.eye(3)
+        matrix[:2, :2] = np.array([[a.real, -a.imag], [a.imag, a.real]]) * flip
+        matrix[:2, 2] = moving.mean(axis=0) - matrix[:2, :2] @ fixed.mean(axis=0)
+        error = float(np.abs(a * p - q).max())
+        if error < least - 1e-9:
+            best, least = matrix, error
+    return best
+
+
+def _pins(level: Level, guide: Guide, matrix: Float) -> Array | None:
+    """The landmarks' pull on the deformation that comes before ``matrix``."""
+    if guide.landmarks is None:
+        return None
+    fixed, moving = guide.landmarks
+    wanted = Affine(matrix).inverse().map(moving)
+    return make_pins(level, np.asarray(fixed, float), wanted, LANDMARK_PULL)
 
 
 def _candidates(planes: tuple[Pyramid, Pyramid], spacing_mm: float, settings: PlanarSettings) -> list[Float]:
