@@ -13,12 +13,14 @@ Planes of stage 2 come ``radius`` planes after those of stage 1, whose last ``2 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
-TILE_2D, TILE_3D = (1, 64, 256), (128, 32, 128)
+TILE_2D, TILE_3D = (128, 1, 512), (128, 32, 128)
 FAST = {"nsz", "contract"}  # sums keep their order
 
 
@@ -28,7 +30,7 @@ def _load(image, z, y, x, offset, out):  # type: ignore[no-untyped-def]
     depth, height, width = image.shape
     rows, columns = out.shape
     if z < 0 or z >= depth or y < 0 or x < 0 or y + rows > height or x + columns > width:
-        out[:] = 0
+        out.fill(0)
         if z < 0 or z >= depth:
             return
     top, bottom = max(0, -y), min(rows, height - y)
@@ -101,6 +103,13 @@ def _moments(running, width, out):  # type: ignore[no-untyped-def]
         o5[i] = (e5[i] - s5[i]) * share - mean_f * mean_m
 
 
+@njit(cache=True)
+def _narrow(values, out):  # type: ignore[no-untyped-def]
+    """float64 to float32, which numba's own assignment does not turn into vector instructions."""
+    for i in range(out.size):
+        out[i] = values[i]
+
+
 @njit(cache=True, fastmath=FAST, error_model="numpy")
 def _coefficients(moments, w, floor, a, b, g, r):  # type: ignore[no-untyped-def]
     """a, b, g and ``w R`` of a row."""
@@ -144,99 +153,113 @@ def _total(row):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, error_model="numpy")
-def _first_stage(sums, w, radius, floor, coefficients):  # type: ignore[no-untyped-def]
+def _row_sums(sums, y, height, columns):  # type: ignore[no-untyped-def]
+    """Sums over the ``height`` rows that end in row y, (q, columns): the row itself where there is only one."""
+    if sums.shape[1] == 1:
+        return sums.reshape(sums.shape[0], -1)
+    if y == 0:
+        columns.fill(0)
+    _slide_rows(sums, y, height, columns)
+    return columns
+
+
+@njit(cache=True, error_model="numpy")
+def _first_stage(sums, w, reach, floor, work, coefficients):  # type: ignore[no-untyped-def]
     """a, b, g of a plane of the tile (3, rows, columns) from its sums over planes; returns ``sum w R`` without the halo."""
     rows, columns = w.shape
-    width = 2 * radius + 1
-    column_sums, running = np.zeros((6, sums.shape[2])), np.empty((6, sums.shape[2] + 1))
-    moments, narrow, r = np.empty((6, columns)), np.empty((6, columns), np.float32), np.empty(columns, np.float32)
+    width = 2 * reach[2] + 1
+    column_sums, running, moments, narrow, r = work
     value = 0.0
     for y in range(sums.shape[1]):
-        _slide_rows(sums, y, width, column_sums)
-        j = y - 2 * radius
+        within = _row_sums(sums, y, 2 * reach[1] + 1, column_sums)
+        j = y - 2 * reach[1]
         if j >= 0:
-            _along(column_sums, running)
+            _along(within, running)
             _moments(running, width, moments)
-            narrow[:] = moments
+            _narrow(moments.reshape(-1), narrow.reshape(-1))
             _coefficients(narrow, w[j], floor, coefficients[0, j], coefficients[1, j], coefficients[2, j], r)
-            if radius <= j < rows - radius:
-                value += _total(r[radius : columns - radius])
+            if reach[1] <= j < rows - reach[1]:
+                value += _total(r[reach[2] : columns - reach[2]])
     return value
 
 
 @njit(cache=True, error_model="numpy")
-def _second_stage(sums, images, corner, radius, constants, force):  # type: ignore[no-untyped-def]
-    """Force of a plane of the tile from the coefficients' sums over planes (3, rows + 2 radius, columns + 2 radius)."""
+def _second_stage(sums, images, corner, reach, constants, work, force):  # type: ignore[no-untyped-def]
+    """Force of a plane of the tile from the coefficients' sums over planes (3, rows and columns with their halo)."""
     z, y0, x0 = corner
     f, m, w = images
-    column_sums, running = np.zeros((3, sums.shape[2])), np.empty((3, sums.shape[2] + 1))
-    x1 = x0 + sums.shape[2] - 2 * radius
+    column_sums, running = work
+    x1 = x0 + sums.shape[2] - 2 * reach[2]
     for y in range(sums.shape[1]):
-        _slide_rows(sums, y, 2 * radius + 1, column_sums)
-        j = y0 + y - 2 * radius
+        within = _row_sums(sums, y, 2 * reach[1] + 1, column_sums)
+        j = y0 + y - 2 * reach[1]
         if j >= y0:
-            _along(column_sums, running)
-            _force_of_row(running, 2 * radius + 1, f[z, j, x0:x1], m[z, j, x0:x1], w[z, j, x0:x1], constants, force[z, j, x0:x1])
+            _along(within, running)
+            here = f[z, j, x0:x1], m[z, j, x0:x1], w[z, j, x0:x1]
+            _force_of_row(running, 2 * reach[2] + 1, here[0], here[1], here[2], constants, force[z, j, x0:x1])
 
 
 @njit(cache=True, error_model="numpy")
-def _tile(f, m, w, corner, size, radius, reach, floor, constants, force):  # type: ignore[no-untyped-def]
-    """Value and force of one tile; ``reach`` is the radius over planes."""
+def _tile(images, corner, size, reach, floor, constants, force):  # type: ignore[no-untyped-def]
+    """Value and force of one tile; ``reach`` is the box's radius along planes, rows and columns."""
     z0, y0, x0 = corner
-    depth, rows, columns = size
-    mean_f, mean_m, _ = constants
-    new = np.zeros((3, rows + 4 * radius, columns + 4 * radius), np.float32)
-    old = np.zeros_like(new)
-    sums = np.zeros((6, rows + 4 * radius, columns + 4 * radius))
-    w_here = np.empty((rows + 2 * radius, columns + 2 * radius), np.float32)
-    coefficients = np.empty((3, rows + 2 * radius, columns + 2 * radius), np.float32)
-    kept = np.zeros((2 * reach + 1, 3, rows + 2 * radius, columns + 2 * radius), np.float32)
-    later = np.zeros((3, rows + 2 * radius, columns + 2 * radius))
+    rows, columns = size[1] + 2 * reach[1], size[2] + 2 * reach[2]  # of the coefficients
+    tall, wide = rows + 2 * reach[1], columns + 2 * reach[2]  # of what they are made of
+    new, old = np.zeros((3, tall, wide), np.float32), np.zeros((3, tall, wide), np.float32)
+    sums, later = np.zeros((6, tall, wide)), np.zeros((3, rows, columns))
+    weight, coefficients = np.empty((rows, columns), np.float32), np.empty((3, rows, columns), np.float32)
+    kept = np.zeros((2 * reach[0] + 1, 3 * rows * columns), np.float32)
+    r, narrow = np.empty(columns, np.float32), np.empty((6, columns), np.float32)
+    work = np.zeros((6, wide)), np.empty((6, wide + 1)), np.empty((6, columns)), narrow, r
+    later_work = np.zeros((3, columns)), np.empty((3, columns + 1))
     value = 0.0
-    for z in range(z0 - 2 * reach, z0 + depth + 2 * reach):
-        leaving = z - 2 * reach - 1 if z - 2 * reach - 1 >= z0 - 2 * reach else -1
-        for planes, where in ((new, z), (old, leaving)):
-            _load(f, where, y0 - 2 * radius, x0 - 2 * radius, mean_f, planes[0])
-            _load(m, where, y0 - 2 * radius, x0 - 2 * radius, mean_m, planes[1])
-            _load(w, where, y0 - 2 * radius, x0 - 2 * radius, np.float32(0), planes[2])
-        n = new.reshape(3, -1)
-        o = old.reshape(3, -1)
+    for z in range(z0 - 2 * reach[0], z0 + size[0] + 2 * reach[0]):
+        gone = z - 2 * reach[0] - 1
+        _load_all(images, z, y0 - 2 * reach[1], x0 - 2 * reach[2], constants, new)
+        _load_all(images, gone if gone >= z0 - 2 * reach[0] else -1, y0 - 2 * reach[1], x0 - 2 * reach[2], constants, old)
+        n, o = new.reshape(3, -1), old.reshape(3, -1)
         _slide_planes(n[0], n[1], n[2], o[0], o[1], o[2], sums.reshape(6, -1))
-        here = z - reach
-        if here < z0 - reach:
+        here = z - reach[0]
+        if here < z0 - reach[0]:
             continue
-        _load(w, here, y0 - radius, x0 - radius, np.float32(0), w_here)
-        part = _first_stage(sums, w_here, radius, np.float32(floor), coefficients)
-        if z0 <= here < z0 + depth:
+        _load(images[2], here, y0 - reach[1], x0 - reach[2], np.float32(0), weight)
+        part = _first_stage(sums, weight, reach, np.float32(floor), work, coefficients)
+        if z0 <= here < z0 + size[0]:
             value += part
-        _exchange(coefficients.reshape(-1), kept[here % (2 * reach + 1)].reshape(-1), later.reshape(-1))
-        out = here - reach
-        if out >= z0:
-            _second_stage(later, (f, m, w), (out, y0, x0), radius, constants, force)
+        _exchange(coefficients.reshape(-1), kept[here % (2 * reach[0] + 1)], later.reshape(-1))
+        if here - reach[0] >= z0:
+            _second_stage(later, images, (here - reach[0], y0, x0), reach, constants, later_work, force)
     return value
+
+
+@njit(cache=True, error_model="numpy")
+def _load_all(images, z, y, x, constants, out):  # type: ignore[no-untyped-def]
+    """A window of fixed and warped, less their means, and of the weight."""
+    _load(images[0], z, y, x, constants[0], out[0])
+    _load(images[1], z, y, x, constants[1], out[1])
+    _load(images[2], z, y, x, np.float32(0), out[2])
 
 
 @njit(parallel=True, cache=True, error_model="numpy")
-def _tiles(f, m, w, tile, radius, reach, floor, constants, values, force):  # type: ignore[no-untyped-def]
+def _tiles(f, m, w, tile, reach, floor, constants, values, force):  # type: ignore[no-untyped-def]
     across = -(-f.shape[2] // tile[2])
     down = -(-f.shape[1] // tile[1])
     for t in prange(values.size):
         z = t // (across * down) * tile[0]
         y, x = t // across % down * tile[1], t % across * tile[2]
         size = min(tile[0], f.shape[0] - z), min(tile[1], f.shape[1] - y), min(tile[2], f.shape[2] - x)
-        values[t] = _tile(f, m, w, (z, y, x), size, radius, reach, floor, constants, force)
+        values[t] = _tile((f, m, w), (z, y, x), size, reach, floor, constants, force)
 
 
 def box_correlation(
     fixed: Array, warped: Array, weight: Array, radius: int, floor: float, sums: tuple[float, float, float]
 ) -> tuple[float, Array]:
     """``sum w R`` and the force of a single channel, 2D or 3D; ``sums`` are the whole images' sum of w, w f and w m."""
-    shape = (1,) * (3 - fixed.ndim) + fixed.shape
+    # an image is a volume whose planes are its rows
+    shape = fixed.shape if fixed.ndim == 3 else (fixed.shape[0], 1, fixed.shape[1])
+    tile, reach = (TILE_3D, (radius,) * 3) if fixed.ndim == 3 else (TILE_2D, (radius, 0, radius))
     f, m, w = (np.ascontiguousarray(a, np.float32).reshape(shape) for a in (fixed, warped, weight))
-    tile = TILE_3D if shape[0] > 1 else TILE_2D
-    reach = radius if fixed.ndim == 3 else 0
-    count = int(np.prod([-(-n // t) for n, t in zip(shape, tile, strict=True)]))
-    values, force = np.empty(count), np.empty(shape, np.float32)
+    values, force = np.empty(math.prod(-(-n // t) for n, t in zip(shape, tile, strict=True))), np.empty(shape, np.float32)
     constants = np.float32(sums[1] / sums[0]), np.float32(sums[2] / sums[0]), 1 / sums[0]
-    _tiles(f, m, w, tile, radius, reach, floor, constants, values, force)
+    _tiles(f, m, w, tile, reach, floor, constants, values, force)
     return float(values.sum()), force.reshape(fixed.shape)
