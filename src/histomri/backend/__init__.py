@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -43,3 +44,16 @@ def resolve_device(device: str) -> str:
     if device == "gpu" and not has_gpu():
         raise RuntimeError("device: gpu was asked for, but CuPy finds no working GPU; set device: auto or cpu.")
     return device
+
+
+@cache
+def raw_kernel(source: str, function: str) -> Any:
+    """The CUDA kernel ``function`` of a source text, compiled once: called with (blocks,), (threads,), (arguments, ...).
+
+    Raises ``RuntimeError`` where CuPy is not installed.
+    """
+    if cupy is None:
+        raise RuntimeError(
+            "a CUDA kernel was asked for, but CuPy is not installed; install the extra: pip install 'histomri[gpu]'."
+        )
+    return cupy.RawKernel(source, function)

@@ -19,6 +19,7 @@ from numba import njit, prange
 from numpy.typing import NDArray
 
 from histomri.backend import array_module
+from histomri.kernels import cuda
 from histomri.kernels.interpolate import warp, warp_reference
 
 Array = NDArray[np.float32]
@@ -66,11 +67,12 @@ def invert(field: Array, tolerance: float = 1e-3, iterations: int = 50) -> Inver
     It converges where ``|du/dp| < 1``. What is left is measured and returned; a residual above the tolerance says that there is
     no inverse there (the field folds), or that more iterations are needed.
     """
-    inverse = -np.ascontiguousarray(field, np.float32)
+    xp = array_module(field)
+    inverse = -xp.ascontiguousarray(field, np.float32)
     residual = math.inf
     for done in range(1, iterations + 1):
         nearer = -at_displaced(field, inverse)
-        residual = float(np.sqrt(((nearer - inverse) ** 2).sum(-1).max()))
+        residual = float(xp.sqrt(((nearer - inverse) ** 2).sum(-1).max()))
         if residual <= tolerance:
             return Inverse(inverse, residual, done)
         inverse = nearer
@@ -79,14 +81,14 @@ def invert(field: Array, tolerance: float = 1e-3, iterations: int = 50) -> Inver
 
 def squarings(velocity: Array) -> int:
     """How often the exponential squares: until the first step is at most half a pixel."""
-    longest = float(np.sqrt((np.asarray(velocity, np.float64) ** 2).sum(-1).max(initial=0)))
+    longest = math.sqrt(float((velocity.astype(np.float64) ** 2).sum(-1).max(initial=0)))
     return max(0, math.ceil(math.log2(longest / FIRST_STEP))) if longest > FIRST_STEP else 0
 
 
 def exponential(velocity: Array, steps: int | None = None) -> Array:
     """The field of ``exp(velocity)``, by scaling and squaring with ``steps`` squarings (by default :func:`squarings`)."""
     steps = squarings(velocity) if steps is None else steps
-    field = (np.asarray(velocity, np.float32) * np.float32(0.5**steps)).astype(np.float32)
+    field = velocity.astype(np.float32) * np.float32(0.5**steps)
     for _ in range(steps):
         field = compose(field, field)
     return field
@@ -138,8 +140,13 @@ def _determinant_3d(field, out):  # type: ignore[no-untyped-def]
 
 def jacobian_determinant(field: Array) -> Array:
     """``det(I + du/dp)`` (*shape) float32: below 0 where the map folds, 1 where it keeps areas or volumes."""
-    out = np.empty(_shape(field), np.float32)
-    (_determinant_2d if out.ndim == 2 else _determinant_3d)(np.ascontiguousarray(field, np.float32), out)
+    xp, shape = array_module(field), _shape(field)
+    given = xp.ascontiguousarray(field, np.float32)
+    out: Array = xp.empty(shape, np.float32)
+    if xp is not np:
+        cuda.launch("fields", f"determinant_{out.ndim}d", out.size, (given, *map(np.int64, shape), out))
+        return out
+    (_determinant_2d if out.ndim == 2 else _determinant_3d)(given, out)
     return out
 
 

@@ -8,6 +8,7 @@ value is summed in the same order, whatever the blocks or threads.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from numba import njit, prange
 from numpy.typing import NDArray
 
 from histomri.backend import array_module
+from histomri.kernels import cuda
+from histomri.kernels.runs import ahead, pointer
 
 Array = NDArray[np.float32]
 # rows of a plane that are smoothed along x and y together, while they are in the cache
@@ -32,67 +35,70 @@ def gaussian_weights(sigma: float, truncate: float = 3.0) -> NDArray[np.float32]
 
 
 @njit(cache=True)
-def _pad(row, inner, reach, padded):  # type: ignore[no-untyped-def]
-    """A row of ``inner`` numbers per pixel with ``reach`` more pixels of its first and last value at its ends."""
-    size, last = row.shape[0], row.shape[0] - inner
-    for k in range(reach * inner):
-        padded[k] = row[k % inner]
-        padded[reach * inner + size + k] = row[last + k % inner]
-    padded[reach * inner : reach * inner + size] = row
-
-
-@njit(cache=True)
-def _smooth_row(row, inner, weights, padded, out):  # type: ignore[no-untyped-def]
-    """Along the row itself."""
-    reach, size = weights.shape[0] - 1, row.shape[0]
-    _pad(row, inner, reach, padded)
+def _weighted(lines, at, last, step, weights, size, out):  # type: ignore[no-untyped-def]
+    """``out = w_0 line(at) + sum_k w_k (line(at - k) + line(at + k))`` of lines of ``size`` numbers, ``step`` apart."""
+    middle, reach, w = ahead(lines, at * step), weights.shape[0] - 1, weights[0]
     for j in range(size):
-        out[j] = weights[0] * padded[reach * inner + j]
-    for k in range(1, reach + 1):
-        w, before, after = weights[k], padded[(reach - k) * inner :], padded[(reach + k) * inner :]
+        out[j] = w * middle[j]
+    # two distances at a time halve what goes to and from the sum
+    for k in range(1, reach, 2):
+        v, w = weights[k], weights[k + 1]
+        a, b = ahead(lines, max(at - k, 0) * step), ahead(lines, min(at + k, last) * step)
+        c, d = ahead(lines, max(at - k - 1, 0) * step), ahead(lines, min(at + k + 1, last) * step)
         for j in range(size):
-            out[j] += w * (before[j] + after[j])
+            out[j] += v * (a[j] + b[j]) + w * (c[j] + d[j])
+    if reach % 2 == 1:
+        v, a, b = weights[reach], ahead(lines, max(at - reach, 0) * step), ahead(lines, min(at + reach, last) * step)
+        for j in range(size):
+            out[j] += v * (a[j] + b[j])
 
 
 @njit(cache=True)
-def _smooth_across(rows, at, weights, out):  # type: ignore[no-untyped-def]
-    """Row ``at`` of ``rows`` (n, size), across the rows."""
-    last, size = rows.shape[0] - 1, rows.shape[1]
-    middle = rows[at]
+def _smooth_row(row, size, inner, weights, padded, out):  # type: ignore[no-untyped-def]
+    """Along a row of ``inner`` numbers per pixel, copied between repetitions of its first and last pixel."""
+    reach = weights.shape[0] - 1
+    begin, end, last = ahead(padded, reach * inner), ahead(padded, reach * inner + size), ahead(row, size - inner)
+    for k in range(reach):
+        for c in range(inner):
+            padded[k * inner + c] = row[c]
+            end[k * inner + c] = last[c]
     for j in range(size):
-        out[j] = weights[0] * middle[j]
-    for k in range(1, weights.shape[0]):
-        w, before, after = weights[k], rows[max(at - k, 0)], rows[min(at + k, last)]
-        for j in range(size):
-            out[j] += w * (before[j] + after[j])
+        begin[j] = row[j]
+    _weighted(padded, reach, 2 * reach, inner, weights, size, out)
 
 
 @njit(cache=True)
-def _smooth_block(plane, first, last, inner, across, along, out):  # type: ignore[no-untyped-def]
-    """Rows ``first`` to ``last`` of a plane (y, x inner), along x and y; the rows beyond that y asks for are done again."""
-    reach, height, size = across.shape[0] - 1, plane.shape[0], plane.shape[1]
+def _smooth_block(plane, span, size, inner, across, along, out):  # type: ignore[no-untyped-def]
+    """Rows ``span`` = (first, last, height) of a plane, along x and y; the rows beyond that y asks for are done again."""
+    first, last, height = span
+    reach = across.shape[0] - 1
     begin, end = max(first - reach, 0), min(last + reach, height)
-    held = np.empty((end - begin, size), np.float32)
-    padded = np.empty(size + 2 * inner * (along.shape[0] - 1), np.float32)
+    held, padded = np.empty((end - begin) * size, np.float32), np.empty(size + 2 * inner * (along.shape[0] - 1), np.float32)
+    rows, line = pointer(held), pointer(padded)
     for y in range(begin, end):
-        _smooth_row(plane[y], inner, along, padded, held[y - begin])
+        _smooth_row(ahead(plane, y * size), size, inner, along, line, ahead(rows, (y - begin) * size))
     for y in range(first, last):
-        _smooth_across(held, y - begin, across, out[y])
+        _weighted(rows, y - begin, end - begin - 1, size, across, size, ahead(out, y * size))
+    held[0] = padded[0] = 0  # the buffers live until here
 
 
 @njit(parallel=True, cache=True)
 def _smooth_planes(values, inner, across, along, out):  # type: ignore[no-untyped-def]
-    blocks = (values.shape[1] + ROWS - 1) // ROWS
+    height, size = values.shape[1], values.shape[2]
+    blocks = (height + ROWS - 1) // ROWS
     for block in prange(values.shape[0] * blocks):
-        z, first = block // blocks, block % blocks * ROWS
-        _smooth_block(values[z], first, min(first + ROWS, values.shape[1]), inner, across, along, out[z])
+        plane, first = block // blocks * height * size, block % blocks * ROWS
+        span = (first, min(first + ROWS, height), height)
+        _smooth_block(ahead(pointer(values), plane), span, size, inner, across, along, ahead(pointer(out), plane))
 
 
 @njit(parallel=True, cache=True)
 def _smooth_depth(values, weights, out):  # type: ignore[no-untyped-def]
-    for y in prange(values.shape[1]):
-        for z in range(values.shape[0]):
-            _smooth_across(values[:, y], z, weights, out[z, y])
+    depth, height, size = values.shape
+    for y in prange(height):
+        column, into = ahead(pointer(values), y * size), ahead(pointer(out), y * size)
+        for z in range(depth):
+            _weighted(column, z, depth - 1, height * size, weights, size, ahead(into, z * height * size))
 
 
 def gaussian(values: Array, sigma: float | Sequence[float], ndim: int, truncate: float = 3.0) -> Array:
@@ -102,6 +108,9 @@ def gaussian(values: Array, sigma: float | Sequence[float], ndim: int, truncate:
     axis; 0 leaves an axis as it is. Raises ``ValueError`` for other shapes and for a negative or infinite sigma.
     """
     sigmas = _sigmas(values, sigma, ndim)
+    if array_module(values) is not np:
+        smoothed: Array = _on_device(values, sigmas, truncate)
+        return smoothed
     whole = np.ascontiguousarray(values, np.float32)
     inner = 1 if whole.ndim == ndim else whole.shape[-1]
     depth, (height, width) = whole.shape[0] if ndim == 3 else 1, whole.shape[ndim - 2 : ndim]
@@ -115,6 +124,18 @@ def gaussian(values: Array, sigma: float | Sequence[float], ndim: int, truncate:
         between, out = out, np.empty_like(planes)
         _smooth_depth(between, weights[0], out)
     return out.reshape(whole.shape)
+
+
+def _on_device(values: Any, sigmas: Sequence[float], truncate: float) -> Any:
+    """The same on the GPU that holds ``values``, axis by axis."""
+    xp = array_module(values)
+    out = xp.ascontiguousarray(values, np.float32)
+    for axis, sigma in enumerate(sigmas):
+        weights, smoothed, shape = gaussian_weights(sigma, truncate), xp.empty_like(out), out.shape
+        sizes = (math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]), len(weights) - 1)
+        cuda.launch("gaussian", "smooth_axis", out.size, (out, xp.asarray(weights), *map(np.int64, sizes), smoothed))
+        out = smoothed
+    return out
 
 
 def _sigmas(values: Any, sigma: float | Sequence[float], ndim: int) -> list[float]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import product
+from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -27,8 +28,8 @@ from numba import njit, prange
 from numpy.typing import NDArray
 
 from histomri.backend import array_module
-from histomri.kernels import runs
-from histomri.kernels.runs import RUN
+from histomri.kernels import cuda, runs
+from histomri.kernels.runs import RUN, SUM
 
 Array = NDArray[np.float32]
 Order = Literal["nearest", "linear", "cubic"]
@@ -68,81 +69,78 @@ Field = Array | CoarseField
 
 @njit(cache=True)
 def _place(job, row, begin, half, s):  # type: ignore[no-untyped-def]
-    """Displaced points and cells of the run that begins at column ``begin`` of a row; its length."""
+    """Displacements and cells of the run that begins at column ``begin`` of a row; its length."""
     source, target, bend = job
     height, width = target.shape[1], target.shape[2]
     count = min(RUN, width - begin)
     first = (target.start[0] + row // height, target.start[1] + row % height, target.start[2] + begin)
-    runs.place_run(bend, target, row * width + begin, first, count, s)
-    runs.find_cells(target.matrix, source, half, count, s)
+    if begin == 0 and bend.kind == 2:
+        runs.blend_nodes(bend, target.ndim, first[0], first[1], s.line)
+    runs.displace(bend, target.ndim, row * width + begin, first[2], count, s)
+    runs.find_cells(target, source, first, half, s)
     return count
 
 
 @njit(cache=True)
-def _begin_row(job, row, s):  # type: ignore[no-untyped-def]
-    _, target, bend = job
-    if bend.coarse.shape[0] > 0:
-        runs.blend_nodes(bend, target.start[0] + row // target.shape[1], target.start[1] + row % target.shape[1], s.nodes)
-
-
-@njit(cache=True)
-def _nearest_run(source, pixel, count, s, out):  # type: ignore[no-untyped-def]
+def _nearest_run(source, count, cell, out):  # type: ignore[no-untyped-def]
     depth, height, width = source.size
     for i in range(count):
-        z, y, x = s.cell[i], s.cell[RUN + i], s.cell[2 * RUN + i]
+        z, y, x = np.int64(cell[i]), np.int64(cell[RUN + i]), np.int64(cell[2 * RUN + i])
         inside = 0 <= z < depth and 0 <= y < height and 0 <= x < width
-        at = ((np.int64(z) * height + y) * width + x) * source.channels
+        at = ((z * height + y) * width + x) * source.channels
         for c in range(source.channels):
-            out[pixel + i, c] = source.values[at + c] if inside else 0
+            out[i * source.channels + c] = source.values[at + c] if inside else 0
 
 
 @njit(cache=True)
-def _value_run(source, taps, pixel, count, s, out):  # type: ignore[no-untyped-def]
+def _sum_run(source, taps, with_slopes, at, s):  # type: ignore[no-untyped-def]
+    """Value, and if asked for derivatives by q, of a channel over a run, into the rows ``SUM``; ``at`` = (channel, broken)."""
+    total = runs.ahead(s.real, SUM)
+    for i in range(4 * RUN):
+        total[i] = 0
+    for z in range(taps[0]):
+        for y in range(taps[1]):
+            runs.fetch_line(source, taps, (z, y, at[0]), at[1], s)
+            if with_slopes:
+                runs.add_line_with_slopes(taps, (z, y), s.real)
+            else:
+                runs.add_line(taps, (z, y), s.real)
+
+
+@njit(cache=True)
+def _put_slopes(target, step, count, total, slopes):  # type: ignore[no-untyped-def]
+    """``A^T grad m``: from the derivatives by q to those by u, every ``step`` numbers of ``slopes``."""
+    n, m = target.ndim, target.matrix
+    for k in range(n):
+        a, b, c = (
+            np.float32(m[(n - 3) * (n + 1) + k]) if n == 3 else np.float32(0),
+            m[(n - 2) * (n + 1) + k],
+            m[(n - 1) * (n + 1) + k],
+        )
+        dy, dx = np.float32(b), np.float32(c)
+        for i in range(count):
+            slopes[i * step + k] = a * total[RUN + i] + dy * total[2 * RUN + i] + dx * total[3 * RUN + i]
+
+
+@njit(cache=True)
+def _run(job, taps, count, s, out, slopes, with_slopes):  # type: ignore[no-untyped-def]
+    source, target, _ = job
+    channels, ndim = source.channels, target.ndim
     broken, outside = runs.find_offsets(source, taps, count, s)
-    if outside == count:
-        out[pixel : pixel + count] = 0
+    if outside:
+        for i in range(count * channels):
+            out[i] = 0
+        for i in range(count * channels * ndim if with_slopes else 0):
+            slopes[i] = 0
         return
-    runs.weigh(taps, count, s)
-    for c in range(source.channels):
-        s.sums[:RUN] = 0
-        for z in range(taps[0]):
-            for y in range(taps[1]):
-                runs.fetch_line(source, taps, (z, y, c), broken, count, s)
-                runs.add_line(taps, (z, y), count, s)
+    runs.weigh(taps, with_slopes, s.real)
+    total = runs.ahead(s.real, SUM)
+    for c in range(channels):
+        _sum_run(source, taps, with_slopes, (c, broken), s)
         for i in range(count):
-            out[pixel + i, c] = s.sums[i]
-
-
-@njit(cache=True)
-def _by_displacement(matrix, at, count, s, slopes):  # type: ignore[no-untyped-def]
-    """``slopes = A^T grad m``: from the derivatives by q to those by u, at ``at`` = (first pixel, channel)."""
-    ndim = matrix.shape[0] - 1
-    for k in range(ndim):
-        a = np.float32(matrix[0, k])
-        b = np.float32(matrix[1, k])
-        c = np.float32(matrix[2, k]) if ndim == 3 else np.float32(0)
-        z, y, x = (RUN, 2 * RUN, 3 * RUN) if ndim == 3 else (2 * RUN, 3 * RUN, RUN)
-        for i in range(count):
-            slopes[at[0] + i, at[1], k] = a * s.sums[z + i] + b * s.sums[y + i] + c * s.sums[x + i]
-
-
-@njit(cache=True)
-def _slope_run(source, taps, matrix, at, count, s, out, slopes):  # type: ignore[no-untyped-def]
-    broken, outside = runs.find_offsets(source, taps, count, s)
-    if outside == count:
-        out[at : at + count] = 0
-        slopes[at : at + count] = 0
-        return
-    runs.weigh(taps, count, s)
-    for c in range(source.channels):
-        s.sums[:] = 0
-        for z in range(taps[0]):
-            for y in range(taps[1]):
-                runs.fetch_line(source, taps, (z, y, c), broken, count, s)
-                runs.add_line_with_slopes(taps, (z, y), count, s)
-        for i in range(count):
-            out[at + i, c] = s.sums[i]
-        _by_displacement(matrix, (at, c), count, s, slopes)
+            out[i * channels + c] = total[i]
+        if with_slopes:
+            _put_slopes(target, channels * ndim, count, total, runs.ahead(slopes, c * ndim))
 
 
 @njit(cache=True)
@@ -153,74 +151,70 @@ def _three(numbers, row):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def _job(values, whole, real, matrix, dense, coarse):  # type: ignore[no-untyped-def]
     """The named arguments of the runs, from what can be passed into a parallel loop (see :class:`_Job`)."""
-    source = runs.Source(values, _three(whole, 0), whole[3, 0], _three(real, 0), whole[3, 1])
-    target = runs.Target(_three(real, 1), _three(whole, 1), matrix)
-    return (source, target, runs.Bend(dense, coarse, _three(real, 2), _three(real, 3))), _three(whole, 2)
+    channels, edge, kind = _three(whole, 3)
+    source = runs.Source(runs.pointer(values), _three(whole, 0), channels, _three(real, 0), edge != 0)
+    target = runs.Target(_three(real, 1), _three(whole, 1), runs.pointer(matrix), whole[5, 0])
+    bend = runs.Bend(kind, runs.pointer(dense), runs.pointer(coarse), _three(whole, 4), _three(real, 2), _three(real, 3))
+    return (source, target, bend), _three(whole, 2)
 
 
 @njit(cache=True)
-def _nearest_rows(job, first, last, out):  # type: ignore[no-untyped-def]
-    source, target, bend = job
-    s = runs.scratch_for(bend)
-    for row in range(first, last):
-        _begin_row(job, row, s)
-        for begin in range(0, target.shape[2], RUN):
-            count = _place(job, row, begin, 0.5, s)
-            _nearest_run(source, row * target.shape[2] + begin, count, s, out)
+def _buffers(coarse):  # type: ignore[no-untyped-def]
+    """Buffers for runs: no displacement yet, the z axis of one plane has the weight 1."""
+    reals = np.zeros(runs.REALS + coarse.shape[2] * coarse.shape[3], np.float32)
+    reals[runs.WEIGHT : runs.WEIGHT + RUN] = 1
+    return reals, np.zeros(runs.INTEGERS, np.int32), np.zeros(RUN, np.int64)
 
 
 @njit(cache=True)
-def _value_rows(job, taps, first, last, out):  # type: ignore[no-untyped-def]
-    source, target, bend = job
-    s = runs.scratch_for(bend)
-    for row in range(first, last):
-        _begin_row(job, row, s)
-        for begin in range(0, target.shape[2], RUN):
-            count = _place(job, row, begin, 0.0, s)
-            _value_run(source, taps, row * target.shape[2] + begin, count, s, out)
+def _scratch(reals, integers, offsets):  # type: ignore[no-untyped-def]
+    real = runs.pointer(reals)
+    return runs.Scratch(real, runs.pointer(integers), runs.pointer(offsets), runs.ahead(real, runs.REALS))
 
 
 @njit(cache=True)
-def _slope_rows(job, taps, first, last, out, slopes):  # type: ignore[no-untyped-def]
-    source, target, bend = job
-    s = runs.scratch_for(bend)
-    for row in range(first, last):
-        _begin_row(job, row, s)
-        for begin in range(0, target.shape[2], RUN):
-            count = _place(job, row, begin, 0.0, s)
-            _slope_run(source, taps, target.matrix, row * target.shape[2] + begin, count, s, out, slopes)
+def _keep(reals, integers, offsets):  # type: ignore[no-untyped-def]
+    """Called last, so that the buffers to which pointers were taken live until then."""
+    reals[0] = integers[0] = offsets[0] = 0
 
 
 @njit(parallel=True, cache=True)
 def _warp_nearest(values, whole, real, matrix, dense, coarse, out):  # type: ignore[no-untyped-def]
-    rows = whole[1, 0] * whole[1, 1]
+    rows, width, channels = whole[1, 0] * whole[1, 1], whole[1, 2], whole[3, 0]
     for block in prange((rows + ROWS - 1) // ROWS):
         job, _ = _job(values, whole, real, matrix, dense, coarse)
-        _nearest_rows(job, block * ROWS, min(block * ROWS + ROWS, rows), out)
+        reals, integers, offsets = _buffers(coarse)
+        s = _scratch(reals, integers, offsets)
+        for row in range(block * ROWS, min(block * ROWS + ROWS, rows)):
+            for begin in range(0, width, RUN):
+                count = _place(job, row, begin, 0.5, s)
+                part = runs.ahead(runs.pointer(out), (row * width + begin) * channels)
+                _nearest_run(job[0], count, runs.ahead(s.integer, runs.CELL), part)
+        _keep(reals, integers, offsets)
 
 
 @njit(parallel=True, cache=True)
-def _warp(values, whole, real, matrix, dense, coarse, out):  # type: ignore[no-untyped-def]
-    rows = whole[1, 0] * whole[1, 1]
+def _warp(values, whole, real, matrix, dense, coarse, out, slopes):  # type: ignore[no-untyped-def]
+    rows, width, channels, ndim = whole[1, 0] * whole[1, 1], whole[1, 2], whole[3, 0], whole[5, 0]
     for block in prange((rows + ROWS - 1) // ROWS):
         job, taps = _job(values, whole, real, matrix, dense, coarse)
-        _value_rows(job, taps, block * ROWS, min(block * ROWS + ROWS, rows), out)
-
-
-@njit(parallel=True, cache=True)
-def _warp_slopes(values, whole, real, matrix, dense, coarse, out, slopes):  # type: ignore[no-untyped-def]
-    rows = whole[1, 0] * whole[1, 1]
-    for block in prange((rows + ROWS - 1) // ROWS):
-        job, taps = _job(values, whole, real, matrix, dense, coarse)
-        _slope_rows(job, taps, block * ROWS, min(block * ROWS + ROWS, rows), out, slopes)
+        reals, integers, offsets = _buffers(coarse)
+        s = _scratch(reals, integers, offsets)
+        for row in range(block * ROWS, min(block * ROWS + ROWS, rows)):
+            for begin in range(0, width, RUN):
+                count = _place(job, row, begin, 0.0, s)
+                at = (row * width + begin) * channels
+                part, derivative = runs.ahead(runs.pointer(out), at), runs.ahead(runs.pointer(slopes), at * ndim)
+                _run(job, taps, count, s, part, derivative, slopes.size > 1)
+        _keep(reals, integers, offsets)
 
 
 class _Job(NamedTuple):
     """A warp's arguments as the compiled code takes them.
 
-    ``whole`` (4, 3): the moving array's size, the output's shape, the taps per axis, (channels, edge, 0); ``real`` (4, 3): the
-    moving array's origin, the output's start, the coarse field's scale and its offset. Axes are (z, y, x); ``dense`` (pixels, n)
-    and ``coarse`` (z, y, n, x), empty where unused.
+    ``whole`` (6, 3): the moving array's size, the output's shape, the taps per axis, (channels, edge, kind of field), the
+    coarse field's nodes, (ndim, ndim, ndim); ``real`` (4, 3): the moving array's origin, the output's start, the coarse field's
+    scale and its offset. Axes are (z, y, x); ``dense`` (pixels, n) and ``coarse`` (z, y, n, x), empty where unused.
     """
 
     values: NDArray[Any]
@@ -237,27 +231,27 @@ def _axes(numbers: Sequence[float] | None, ndim: int, default: float) -> list[fl
     return [default] * (3 - ndim) + given
 
 
-def _dense(field: Array | None, shape: Sequence[int]) -> Array:
+def _dense(field: Any, shape: Sequence[int], xp: ModuleType) -> Any:
     ndim = len(shape)
     if field is None:
-        return np.empty((0, ndim), np.float32)
+        return xp.empty((0, ndim), np.float32)
     if field.shape != (*shape, ndim):
         raise ValueError(f"a displacement field for a grid of {tuple(shape)} has the shape {(*shape, ndim)}; got {field.shape}.")
-    return np.ascontiguousarray(field, np.float32).reshape(-1, ndim)
+    return xp.ascontiguousarray(field, np.float32).reshape(-1, ndim)
 
 
-def _coarse(field: CoarseField | None, ndim: int) -> Array:
+def _coarse(field: CoarseField | None, ndim: int, xp: ModuleType) -> Any:
     """The nodes as (z, y, n, x), at least two along x."""
     if field is None:
-        return np.empty((0, 1, ndim, 2), np.float32)
-    values = np.asarray(field.values, np.float32)
+        return xp.empty((0, 1, ndim, 2), np.float32)
+    values = xp.asarray(field.values, np.float32)
     if values.ndim != ndim + 1 or values.shape[-1] != ndim or len(field.scale) != ndim or len(field.offset) != ndim:
         raise ValueError(
             f"a coarse field for {ndim}D has values (*nodes, {ndim}), {ndim} scales and offsets; got {values.shape}."
         )
-    values = np.repeat(values, 2, axis=-2) if values.shape[-2] == 1 else values
+    values = xp.repeat(values, 2, axis=-2) if values.shape[-2] == 1 else values
     nodes = values.reshape([1] * (3 - ndim) + list(values.shape))
-    return np.ascontiguousarray(np.moveaxis(nodes, -1, 2))
+    return xp.ascontiguousarray(xp.moveaxis(nodes, -1, 2))
 
 
 def _checked(moving: Any, matrix: Any, shape: Sequence[int], order: str) -> int:
@@ -278,21 +272,36 @@ def _jobs(moving: Any, matrix: Any, asked: tuple[Any, Any, str, str, Tile | None
     """A warp's arguments from the caller's; ``asked`` is (shape, field, order, outside, tile)."""
     shape, field, order, outside, tile = asked
     ndim = len(shape)
+    xp = array_module(moving)
     coarse = field if isinstance(field, CoarseField) else None
-    values = np.ascontiguousarray(moving, None if order == "nearest" or moving.dtype in READ_AS_THEY_ARE else np.float32)
+    values = xp.ascontiguousarray(moving, None if order == "nearest" or moving.dtype in READ_AS_THEY_ARE else np.float32)
     channels = 1 if values.ndim == ndim else values.shape[-1]
+    nodes = _coarse(coarse, ndim, xp)
+    kind = 0 if field is None else 1 if coarse is None else 2
     whole = [_axes(n, ndim, 1) for n in (values.shape[:ndim], shape, [TAPS[order]] * ndim)]
+    whole += [[channels, outside == "edge", kind], [*nodes.shape[:2], nodes.shape[3]], [ndim] * 3]
     start, origin = (None, None) if tile is None else tile
     scale, offset = (None, None) if coarse is None else (coarse.scale, coarse.offset)
     real = [_axes(n, ndim, default) for n, default in ((origin, 0), (start, 0), (scale, 1), (offset, 0))]
     return _Job(
         values.reshape(-1),
-        np.array([*whole, [channels, outside == "edge", 0]], np.int64),
-        np.array(real, np.float64),
-        np.ascontiguousarray(matrix, np.float64),
-        _dense(None if isinstance(field, CoarseField) else field, shape),
-        _coarse(coarse, ndim),
+        xp.asarray(np.array(whole, np.int64)),
+        xp.asarray(np.array(real, np.float64)),
+        xp.ascontiguousarray(xp.asarray(matrix, np.float64)),
+        _dense(None if isinstance(field, CoarseField) else field, shape, xp),
+        nodes,
     )
+
+
+def _launch(job: _Job, nearest: bool, out: Any, slopes: Any) -> None:
+    """The compiled kernel for the CPU or, where the arrays are on one, for the GPU; ``slopes`` may be None."""
+    if array_module(out) is not np:
+        outputs = (out,) if nearest else (out, np.int64(0) if slopes is None else slopes)
+        cuda.launch("warp", f"{'nearest' if nearest else 'warp'}_{job.values.dtype}", out.shape[0], (*job, *outputs))
+    elif nearest:
+        _warp_nearest(*job, out)
+    else:
+        _warp(*job, out, np.empty((1, 1, 1), np.float32) if slopes is None else slopes)
 
 
 def warp(
@@ -311,14 +320,14 @@ def warp(
     type. ``matrix`` (n + 1, n + 1) takes indices of the fixed grid to indices of the moving image, after ``field`` is added:
     (*shape, n) float32 in pixels of the fixed grid, or a :class:`CoarseField`.
 
-    ``outside`` says what lies beyond the moving image; for a part of the fixed grid give its ``tile``. Raises ``ValueError``
-    where the arguments do not fit one another.
+    ``outside`` says what lies beyond the moving image; for a part of the fixed grid give its ``tile``. CuPy arrays are warped on
+    their GPU. Raises ``ValueError`` where the arguments do not fit one another.
     """
     ndim = _checked(moving, matrix, shape, order)
     job = _jobs(moving, matrix, (shape, field, order, outside, tile))
-    nearest = order == "nearest"
-    out = np.empty((math.prod(shape), job.whole[3, 0]), job.values.dtype if nearest else np.float32)
-    (_warp_nearest if nearest else _warp)(*job, out)
+    nearest, channels = order == "nearest", 1 if moving.ndim == ndim else moving.shape[-1]
+    out: NDArray[Any] = array_module(moving).empty((math.prod(shape), channels), job.values.dtype if nearest else np.float32)
+    _launch(job, nearest, out, None)
     return out.reshape(*shape, *moving.shape[ndim:])
 
 
@@ -336,16 +345,17 @@ def warp_with_gradient(
 
     ``gradient = d out(p) / d u(p) = A^T grad m(q)``, the derivative of the interpolated image itself (it jumps at the pixel
     centres with linear weights), per pixel of the fixed grid. Where the image fades to 0 beyond its outermost centres, it is
-    the slope of that fading. An image without channels gives ``shape`` and ``(*shape, n)``. Arguments and errors as for
-    :func:`warp`.
+    the slope of that fading; with ``outside="edge"`` it is that of the nearest point inside. An image without channels gives
+    ``shape`` and ``(*shape, n)``. Arguments and errors as for :func:`warp`.
     """
     ndim = _checked(moving, matrix, shape, order)
     if TAPS[order] == 1:
         raise ValueError("the nearest pixel has no gradient; order is linear or cubic.")
     job = _jobs(moving, matrix, (shape, field, order, outside, tile))
-    out = np.empty((math.prod(shape), job.whole[3, 0]), np.float32)
-    slopes = np.empty((*out.shape, ndim), np.float32)
-    _warp_slopes(*job, out, slopes)
+    xp, numbers = array_module(moving), 1 if moving.ndim == ndim else moving.shape[-1]
+    out = xp.empty((math.prod(shape), numbers), np.float32)
+    slopes = xp.empty((*out.shape, ndim), np.float32)
+    _launch(job, False, out, slopes)
     channels = moving.shape[ndim:]
     return out.reshape(*shape, *channels), slopes.reshape(*shape, *channels, ndim)
 
@@ -419,7 +429,9 @@ def warp_reference(
     start, origin = tile or Tile((0,) * ndim, (0,) * ndim)
     q = xp.nan_to_num(_mapped_reference(matrix, shape, field, start), nan=-1e6)
     if outside == "edge":
-        q = xp.clip(q, xp.asarray(origin), xp.asarray(origin) + xp.asarray(moving.shape[:-1]) - 1)
+        # just below the last centre, so that the gradient is that of the last interval
+        last = np.nextafter(np.asarray(origin) + moving.shape[:-1] - 1.0, -np.inf)
+        q = xp.clip(q, xp.asarray(origin), xp.asarray(last))
     q = q + (0.5 if order == "nearest" else 0.0)
     cell = xp.floor(q)
     fraction = q - cell
