@@ -20,6 +20,7 @@ Array = NDArray[np.float32]
 SAME_SHARE = 0.03
 AFFINE_LEVELS = slice(1, 3)
 LANDMARK_PULL = 10.0
+FINER = 0.7
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,10 @@ def level_grids(fixed: Grid, finest_mm: float, coarsest_px: int, stride: int) ->
 
 
 def _finest_mm(planes: tuple[Pyramid, Pyramid], matrix: Float, settings: PlanarSettings) -> float:
-    """No finer than either image, nor than ``working_px``."""
+    """No finer than the fixed image nor than ``working_px``, and hardly finer than the moving image."""
     scale = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
     longest = float(planes[0].grids[0].extent_mm.max())
-    return max(planes[0].spacing_mm, planes[1].spacing_mm / scale, longest / settings.working_px)
+    return max(planes[0].spacing_mm, FINER * planes[1].spacing_mm / scale, longest / settings.working_px)
 
 
 def _displacement(grid: Grid, stride: int, nodes: Array) -> DisplacementField:
