@@ -15,8 +15,11 @@ import tifffile
 from PIL import Image as Pillow
 
 from histomri.cli import main
-from histomri.core import Grid
+from histomri.core import Grid, Image
+from histomri.io.nifti import write_nifti
 from histomri.io.omezarr import PyramidSpec, Storage, open_array, write_pyramid
+from histomri.registration.alignment import Alignment
+from histomri.transforms import Affine, Chain, DisplacementField
 
 sitk: Any = SimpleITK
 SHAPE = (150, 190)
@@ -233,3 +236,40 @@ def test_progress_is_shown_and_the_result_said_in_a_line(tmp_path: Path, capsys:
     register(write(tmp_path / "f.png", FIXED), write(tmp_path / "m.png", MOVING), tmp_path / "out", "--threads", "1")
     said = capsys.readouterr()
     assert "%" in said.err and said.out.count("\n") == 1 and "converged" in said.out
+
+
+def _turned_volume() -> tuple[Grid, Grid, Chain]:
+    """A fixed and a moving grid in LPS mm, one of them oblique, and a map between their worlds with a deformation."""
+    fixed = Grid((18, 20, 22), 0.5, np.array([-5.0, -4.0, -6.0]))
+    turn = np.linalg.qr(np.array([[1.0, 0.1, 0.0], [-0.1, 1.0, 0.2], [0.0, -0.2, 1.0]]))[0]
+    direction = turn @ np.diag([-1.0, 1.0, 1.0])
+    moving = Grid((21, 19, 24), 0.5, turn @ fixed.centre_mm - direction @ np.array([5.0, 4.5, 5.75]), direction)
+    nodes = Grid((8, 9, 9), 1.5, fixed.origin_mm - 0.5)
+    bend = DisplacementField(nodes, 0.2 * np.sin(nodes.points()[..., ::-1]))
+    return fixed, moving, Chain((bend, Affine.from_parts(turn, [0.3, -0.2, 0.4])))
+
+
+def test_volumes_count_in_ras_millimetres_and_itk_agrees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files and points only: the pipeline is set to find the truth."""
+    fixed, moving, chain = _turned_volume()
+    found = Alignment(chain, "converged", "as told", "nmi", -0.1, -0.3)
+    monkeypatch.setattr("histomri.registration.volumetric.register_volumes", lambda *_: found)
+    random = np.random.default_rng(6)
+    for name, grid in (("f", fixed), ("m", moving)):
+        write_nifti(tmp_path / f"{name}.nii.gz", Image(grid, random.normal(100, 20, grid.shape).astype(np.float32)))
+    points = random.uniform(-2, 2, (9, 3))
+    given = points_csv(tmp_path / "p.csv", points * [-1, -1, 1], "x,y,z")
+    out = tmp_path / "out"
+    assert register(tmp_path / "f.nii.gz", tmp_path / "m.nii.gz", out, "--points", given) == 0
+    with (out / "points.csv").open(newline="") as file:
+        mapped = np.array([[float(r[k]) for k in "xyz"] for r in csv.DictReader(file)]) * [-1, -1, 1]
+    np.testing.assert_allclose(mapped[:, ::-1], chain.map(points[:, ::-1]), atol=2e-6)
+    files = result(out)["files"]
+    forward, backward = (sitk.ReadTransform(str(out / files[k])) for k in ("fixed_to_moving", "moving_to_fixed"))
+    np.testing.assert_allclose([forward.TransformPoint(p) for p in points.tolist()], mapped, atol=2e-6)
+    np.testing.assert_allclose([backward.TransformPoint(p) for p in mapped.tolist()], points, atol=0.02)
+    images = [sitk.ReadImage(str(tmp_path / f"{name}.nii.gz")) for name in "fm"]
+    theirs = sitk.GetArrayFromImage(sitk.Resample(images[1], images[0], forward, sitk.sitkLinear, 0.0))
+    ours = sitk.ReadImage(str(out / files["registered"]))
+    np.testing.assert_allclose(sitk.GetArrayFromImage(ours), theirs, atol=1e-2)
+    np.testing.assert_allclose(ours.GetOrigin(), images[0].GetOrigin(), atol=1e-5)

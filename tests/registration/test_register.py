@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from synthetic import Tissue, rigid
 
 from histomri.core import Grid, Image, InputError, RegistrationError
-from histomri.registration import choices, guided, sanity, views, warp
+from histomri.registration import choices, sanity, views, warp
 from histomri.registration.alignment import View
 from histomri.registration.register import Registration, register
 from histomri.transforms import Affine, Chain, DisplacementField
@@ -188,20 +188,11 @@ def test_landmarks_lead_where_no_search_goes() -> None:
     assert result.landmark_error is not None and result.landmark_error[1] < 0.05 < result.landmark_error[0]
 
 
-@pytest.mark.parametrize("count", [3, 5, 6, 9])
-def test_landmarks_give_the_map_that_they_were_made_with(count: int) -> None:
-    truth = rigid(110.0, True, (3.0, -2.0))
-    truth[:2, :2] *= 1.3
-    points = np.random.default_rng(count).normal(size=(count, 2))
-    found = guided.from_landmarks(points, points @ truth[:2, :2].T + truth[:2, 2])
-    np.testing.assert_allclose(found.matrix, truth, atol=1e-9)
-
-
 def test_landmarks_that_contradict_the_images_are_said() -> None:
     here, there = _landmarks(np.eye(3))
     grid = brightfield().grid
-    assert guided.landmarks_missed(Affine.identity(2), (here, there), grid) == ""
-    assert "contradict" in guided.landmarks_missed(Affine(rigid(0, shift=(2.0, 0.0))), (here, there), grid)
+    assert sanity.landmarks_missed(Affine.identity(2), (here, there), grid) == ""
+    assert "contradict" in sanity.landmarks_missed(Affine(rigid(0, shift=(2.0, 0.0))), (here, there), grid)
 
 
 @pytest.mark.parametrize(

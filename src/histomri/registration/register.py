@@ -15,10 +15,9 @@ from histomri.core import Grid, Image, InputError, Landmarks, RegistrationError
 from histomri.core.errors import Problem
 from histomri.registration.alignment import Alignment, Guide, Progress, View, part, silent
 from histomri.registration.choices import METRICS, TRANSFORMS, register_chosen
-from histomri.registration.guided import landmarks_missed, register_guided
 from histomri.registration.pair import scaled
 from histomri.registration.resemblance import LEAST_LEAD, resemblance
-from histomri.registration.sanity import folded_share, refusal, tissue_size
+from histomri.registration.sanity import folded_share, landmarks_missed, refusal, tissue_size
 from histomri.registration.views import make_view
 from histomri.registration.warp import warped
 from histomri.transforms import Affine, Chain, Transform
@@ -201,7 +200,9 @@ def _aligned(
         from histomri.registration.volumetric import register_volumes
 
         return register_volumes(fixed, moving, guide, progress)
-    return register_guided(fixed, moving, guide, progress)
+    from histomri.registration.planar import register_planar
+
+    return register_planar(fixed, moving, guide, progress)
 
 
 def _judged(found: Alignment, fixed: View, moving: View) -> Alignment:

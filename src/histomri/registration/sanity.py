@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from histomri.core import Image
+from histomri.core import Grid, Image
 from histomri.transforms import Affine, Chain, DisplacementField, Transform
 
 Float = NDArray[np.float64]
@@ -21,6 +21,9 @@ MAX_DISPLACEMENT = 0.25
 MAX_FOLDED = 0.01
 # share of the smaller mask that must meet the other one
 MIN_OVERLAP = 0.1
+# landmarks: how much worse than a plain affine fit of them, and how far over the moving image's diagonal, they may lie
+MISSED_FACTOR = 2.0
+MISSED_SHARE = 0.02
 OVERLAP_POINTS = 20_000
 SLAB = 32
 
@@ -107,6 +110,18 @@ def _overlap(transform: Transform, fixed_mask: Image, moving_mask: Image) -> str
     area = tissue_size(fixed_mask) ** transform.ndim * abs(float(np.linalg.det(linear_part(transform))))
     share = hit * area / min(area, tissue_size(moving_mask) ** transform.ndim)
     return "" if share >= MIN_OVERLAP else f"only {share:.0%} of the smaller tissue meets the other (limit {MIN_OVERLAP:.0%})"
+
+
+def landmarks_missed(transform: Transform, landmarks: tuple[Float, Float], moving: Grid) -> str:
+    """Why a transform contradicts the landmarks, by their median distance against an affine fit's; empty where it does not."""
+    fixed, goal = landmarks
+    columns = np.column_stack([fixed, np.ones(len(fixed))])
+    fitted = columns @ np.linalg.lstsq(columns, goal, rcond=None)[0]
+    plain, found = (float(np.median(np.linalg.norm(p - goal, axis=1))) for p in (fitted, transform.map(fixed)))
+    limit = max(MISSED_FACTOR * plain, MISSED_SHARE * float(np.linalg.norm(moving.extent_mm)))
+    return (
+        "" if found <= limit else f"the images led {found:.4g} away from the landmarks (limit {limit:.4g}), which contradict them"
+    )
 
 
 def lookup(mask: Image, points: Float) -> NDArray[np.bool_]:
