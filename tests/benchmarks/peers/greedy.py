@@ -30,13 +30,10 @@ RECIPES = {
         ),
         deformable=f"{IMAGES} -m NCC 8x8 -n 200x100x50x10 -s 6vox 2vox",
     ),
+    # the masks alone find the affine; -gm would hide their outline from it
     "planes": Recipe(
-        linear=(
-            f"-moments 1 {MASKS}",
-            f"-a {MASKS} -dof 12 -m SSD -n 100x50x10",
-            f"-a {IMAGES} {MASKS} -dof 12 -m NCC 8x8 -n 50x10",
-        ),
-        deformable=f"{IMAGES} {MASKS} -m NCC 4x4 -n 100x50x10 -s 2vox 1vox",
+        linear=(f"-moments 1 {MASKS}", f"-a {MASKS} -dof 12 -m SSD -n 100x50x10"),
+        deformable=f"{IMAGES} {MASKS} -gm fixed_mask -m NCC 4x4 -n 100x50x10 -s 2vox 1vox",
     ),
     "volumes": Recipe(
         linear=(f"-a {IMAGES} -dof 12 -m NMI -n 100x50x10 -ia-identity",), deformable=f"{IMAGES} -m NCC 2x2x2 -n 100x50x10"
@@ -68,8 +65,7 @@ def register(job: Job, clock: Clock) -> SimpleITK.Image:
     greedy = (Greedy2D if images["fixed"].GetDimension() == 2 else Greedy3D)()
     threads = f"-threads {job.threads} -V 0"
     with clock.part("register"):
-        general = f"{threads} -gm fixed_mask" if "fixed_mask" in images else threads
-        last = run_stages(greedy, RECIPES[job.task], images, general)
+        last = run_stages(greedy, RECIPES[job.task], images, threads)
     with clock.part("resample"):
         greedy.execute(f"-rf fixed -rm moving resliced -r warp {last} {threads}", resliced=None)
         SimpleITK.WriteImage(greedy["resliced"], str(job.output / "registered.mha"))
