@@ -23,8 +23,8 @@ from histomri.kernels import cuda
 from histomri.kernels.interpolate import warp, warp_reference
 
 Array = NDArray[np.float32]
-# the longest step, in pixels, of the field that an exponential begins with
-FIRST_STEP = 0.5
+# the longest step, in pixels, of the field that an exponential begins with: what its first step leaves out is halved with it
+FIRST_STEP = 0.125
 
 
 class Inverse(NamedTuple):
@@ -80,7 +80,7 @@ def invert(field: Array, tolerance: float = 1e-3, iterations: int = 50) -> Inver
 
 
 def squarings(velocity: Array) -> int:
-    """How often the exponential squares: until the first step is at most half a pixel."""
+    """How often the exponential squares: until the first step is at most an eighth of a pixel."""
     longest = math.sqrt(float((velocity.astype(np.float64) ** 2).sum(-1).max(initial=0)))
     return max(0, math.ceil(math.log2(longest / FIRST_STEP))) if longest > FIRST_STEP else 0
 
