@@ -61,7 +61,7 @@ def fixed() -> View:
 
 @pytest.mark.parametrize(
     ("angle", "mirrored", "scale", "inverted"),
-    [(0, False, 1.0, False), (47, True, 0.7, False), (180, False, 1.25, True), (271, True, 1.0, True)],
+    [(47, True, 0.7, False), (180, False, 1.25, True)],
 )
 def test_any_angle_face_size_and_contrast(fixed: View, angle: float, mirrored: bool, scale: float, inverted: bool) -> None:
     truth = _scaled(rigid(angle, mirrored, (0.9, -1.1)), scale)

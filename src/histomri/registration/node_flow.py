@@ -94,7 +94,7 @@ class Level:
         if strength == 0:
             return np.zeros(self.grid.shape, np.float32)
         height, width = self.grid.shape
-        u = cv2.resize(field, (width, height), interpolation=cv2.INTER_LINEAR)
+        u = np.asarray(cv2.resize(field, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
         onto = np.array([[1.0, 0.0, self.pad], [0.0, 1.0, self.pad], [0.0, 0.0, 1.0]])
         moved = warp_2d(np.stack([self.moving.tone, self.moving.weight], axis=-1), onto, (height, width), u)
         w = self.fixed.weight * moved[..., 1]

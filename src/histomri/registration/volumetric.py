@@ -24,6 +24,7 @@ from histomri.kernels.flow_3d import COST, flow_terms_3d, solve_3d
 from histomri.kernels.folding import least_jacobian
 from histomri.kernels.gaussian import gaussian
 from histomri.kernels.interpolate import CoarseField, Order, warp
+from histomri.kernels.threshold import otsu
 from histomri.registration.alignment import Alignment, Guide, Progress, View, part, silent
 from histomri.registration.pose import PoseCandidate, Scaled, different, refine_pose, search_orientations
 from histomri.registration.sanity import tissue_size
@@ -126,18 +127,7 @@ def foreground(view: View) -> Mask:
     outside = data == np.float32(level)
     if outside.mean() > 0.02:
         return np.asarray(mask & ~outside)
-    return np.asarray(mask & _largest(np.abs(data - level) > _otsu(np.abs(data - level)[mask])))
-
-
-def _otsu(values: Array) -> float:
-    """The threshold that parts values into two classes of least variance (Otsu 1979)."""
-    counts, edges = np.histogram(values, 256, range=(0.0, float(np.percentile(values, 99.5)) + 1e-12))
-    centres = (edges[:-1] + edges[1:]) / 2
-    below, total = np.cumsum(counts), counts.sum()
-    first = np.cumsum(counts * centres)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = (first[-1] * below / total - first) ** 2 / (below * (total - below))
-    return float(centres[int(np.nanargmax(np.where(np.isfinite(between), between, -1)))])
+    return np.asarray(mask & _largest(np.abs(data - level) > otsu(np.abs(data - level)[mask], tail_percent=0.5)))
 
 
 def _largest(mask: Mask) -> Mask:
