@@ -14,7 +14,7 @@ from histomri.transforms import Affine
 Float = NDArray[np.float64]
 
 # the engine's menus, which take seconds to import, by name (a test holds them together)
-TRANSFORMS = ("translation", "rigid", "similarity", "affine", "bspline", "diffeomorphic", "velocity")
+TRANSFORMS = ("translation", "rigid", "similarity", "affine", "landmark_spline", "bspline", "diffeomorphic", "velocity")
 METRICS = ("ssd", "ncc", "lncc", "cr", "mi", "nmi", "ngf", "mind")
 DEFAULT_TRANSFORMS = ("affine", "diffeomorphic")
 DEFAULT_METRIC = "mind"

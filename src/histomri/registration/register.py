@@ -217,7 +217,8 @@ def _judged(found: Alignment, fixed: View, moving: View) -> Alignment:
         found = replace(found, before=1 - likeness.before, after=1 - likeness.after)
     if likeness.lead >= LEAST_LEAD or found.status == "failed":
         return found
-    why = f"{likeness.after:.2f} where turned copies reach {likeness.chance:.2f} by chance, {likeness.lead:.1f} deviations less"
+    chance = f"{likeness.linear:.2f} where turned copies reach {likeness.chance:.2f} by chance"
+    why = f"{chance}, a lead of {likeness.lead:.1f} deviations (limit {LEAST_LEAD:g})"
     return replace(found, status="failed", reason=f"the images hardly resemble each other as they were brought to lie: {why}")
 
 
