@@ -162,6 +162,14 @@ def test_a_fit_goes_on_where_another_ended() -> None:
         fit(scene.fixed, scene.moving, ("affine",), "ssd", initial=first)
 
 
+def test_a_start_that_is_right_stays_and_is_no_failure() -> None:
+    scene = linear_scene("rigid", 2)
+    right = fit(scene.fixed, scene.moving, ("rigid",), "mind", levels=LEVELS[2])
+    again = fit(scene.fixed, scene.moving, ("rigid",), "mind", initial=right, levels=(4, 2, 1))
+    assert again.status == "converged" and again.value_after <= again.value_before
+    assert scene.error_px(again) < 1.2 * scene.error_px(right) + 0.02
+
+
 def test_thin_parts_of_a_mask_are_guarded_at_coarse_levels() -> None:
     mask = np.zeros((20, 21), bool)
     mask[:, 9] = True

@@ -43,6 +43,8 @@ DEFAULT_PENALTIES: dict[str, dict[str, float]] = {"bspline": {"bending": 0.02}}
 # share of the overlap at the start of a level that must stay
 LEAST_OVERLAP = 0.5
 LANDMARK_UNIT = 0.01
+# share of the dissimilarity by which a fit may end above its start for the start to count as right
+NO_WORSE = 0.05
 
 
 def silent(share: float, doing: str) -> None:
@@ -415,10 +417,19 @@ def _valued(plan: _Plan, starts: list[Float], name: str, factor: int) -> list[tu
 
 
 def _concluded(plan: _Plan, first: _State, last: _State, steps: tuple[Step, ...], margin: float) -> Fit:
-    """The result with its values at the finest level, refused where it is worse than the start or beyond the limits."""
+    """The result with its values at the finest level, refused where it is worse than the start or beyond the limits.
+
+    Where it is hardly worse the start was right already, and is returned: coarse levels see no difference that small.
+    """
     factor = min((s.factor for s in steps), default=plan.factors("bspline")[-1])
     before, after = (_dissimilarity(plan, state, factor) for state in (first, last))
     status, reason = _verdict(steps) if steps else ("converged", "the landmarks were met by a spline")
+    if status != "failed" and 0 < after - before <= NO_WORSE * abs(before):
+        last, after, reason = (
+            first,
+            before,
+            f"the start could not be bettered (dissimilarity {before:.6g}, {after:.6g} when fitted)",
+        )
     least = _least_jacobian(plan, last)
     bent = last.field()
     why = checks.refused(last.matrix, bent, first.matrix, plan.fixed)
