@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import cv2
 import nibabel
+import numba
 import numpy as np
 import pytest
 import SimpleITK
@@ -232,7 +237,17 @@ def test_landmark_files_of_different_lengths_are_refused(tmp_path: Path, capsys:
     assert "(4, 2) and (3, 2)" in capsys.readouterr().err
 
 
-def test_progress_is_shown_and_the_result_said_in_a_line(tmp_path: Path, capsys: Any) -> None:
+@pytest.fixture
+def threads_as_before() -> Iterator[None]:
+    """What a command does to its process must not reach the tests that follow in this one."""
+    with mock.patch.dict(os.environ):
+        yield
+    for threads, grant in ((numba.config.NUMBA_NUM_THREADS, numba.set_num_threads), (-1, cv2.setNumThreads)):
+        grant(threads)
+    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(os.cpu_count() or 1)
+
+
+def test_progress_is_shown_and_the_result_said_in_a_line(tmp_path: Path, capsys: Any, threads_as_before: None) -> None:
     register(write(tmp_path / "f.png", FIXED), write(tmp_path / "m.png", MOVING), tmp_path / "out", "--threads", "1")
     said = capsys.readouterr()
     assert "%" in said.err and said.out.count("\n") == 1 and "converged" in said.out

@@ -51,6 +51,33 @@ def test_what_a_library_writes_reaches_the_log(tmp_path: Path):
     assert terminal == ""
 
 
+def test_numba_still_compiles_after_threads_were_granted_to_a_process_that_had_it_loaded():
+    body = """
+import os
+from numba import njit, prange
+from histomri.stages.adapter import use_threads
+
+@njit(parallel=True)
+def first(x):
+    for i in prange(len(x)):
+        x[i] += 1
+
+@njit(parallel=True)
+def second(x):
+    for i in prange(len(x)):
+        x[i] += 2
+
+x = __import__("numpy").zeros(8)
+first(x)
+use_threads(1)
+second(x)
+assert (x == 3).all() and __import__("numba").get_num_threads() == 1
+"""
+    surroundings = {k: v for k, v in os.environ.items() if k != "NUMBA_NUM_THREADS"}
+    done = subprocess.run([sys.executable, "-c", body], env=surroundings, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_libraries_get_the_threads_that_were_granted(tmp_path: Path):
     body = "import numba; print('numba', numba.get_num_threads(), os.environ['OMP_NUM_THREADS'])"
     status, log, _ = run(tmp_path, body)

@@ -29,9 +29,11 @@ THREAD_VARIABLES = (
 
 def use_threads(threads: int) -> None:
     """Grant the numerical libraries this many threads, those that are imported already and those that will be."""
-    for variable in THREAD_VARIABLES:
-        os.environ[variable] = str(threads)
     loaded = sys.modules
+    for variable in THREAD_VARIABLES:
+        # a loaded numba refuses to compile once its own variable says something else than it began with
+        if not (variable == "NUMBA_NUM_THREADS" and "numba" in loaded):
+            os.environ[variable] = str(threads)
     if "numba" in loaded:
         loaded["numba"].set_num_threads(min(threads, loaded["numba"].config.NUMBA_NUM_THREADS))
     if "cv2" in loaded:
