@@ -17,6 +17,7 @@ from synthetic import Tissue, apart, centred
 
 from histomri.core import Grid, Image, RegistrationError
 from histomri.kernels.interpolate import warp
+from histomri.registration import volumetric
 from histomri.registration.alignment import Guide, View
 from histomri.registration.volumetric import (
     DEFAULTS,
@@ -35,6 +36,7 @@ from histomri.registration.volumetric import (
     stiffened,
     unfolded,
 )
+from histomri.transforms import Affine, DisplacementField
 
 TISSUE = Tissue(3)
 GRID = centred(46, 0.26, 3)
@@ -207,6 +209,14 @@ def test_the_whole_registration_says_how_it_ended(fixed: View, moving: View) -> 
     assert found.after < found.before < 0
     noise = View(moving.image.with_data(RANDOM.normal(size=GRID.shape).astype(np.float32)), moving.mask)
     assert register_volumes(fixed, noise, Guide(search=False), settings=QUICK).status == "failed"
+
+
+def test_a_deformation_that_spoils_a_right_affine_is_left_out(fixed: View, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoilt = DisplacementField(GRID, np.broadcast_to(np.float32([0.6, -0.6, 0.6]), (*GRID.shape, 3)))
+    monkeypatch.setattr(volumetric, "deform", lambda *a, **k: (spoilt, "converged", [1.0, 0.5]))
+    found = register_volumes(fixed, fixed, Guide(search=False), settings=QUICK)
+    assert isinstance(found.transform, Affine) and "left out" in found.reason and found.status == "converged"
+    assert np.abs(found.transform.matrix - np.eye(4)).max() < 0.01
 
 
 @pytest.mark.usefixtures("two_threads")

@@ -349,7 +349,6 @@ KEPT = 6
 REFINED = 3
 COARSE_SHARE = 1 / 36
 LANDMARKS_FOR_AFFINE = 4
-LEAST_GAIN = 0.002
 UNRELATED = -0.015
 
 
@@ -366,12 +365,15 @@ def register_volumes(
     field, status, trace = deform(*soft, affine.matrix, settings, part(progress, 0.3, 1.0))
     chain = Chain((field, affine))
     before, linear, after = (dissimilarity(*masked, t) for t in (Affine.identity(3), affine, chain))
-    if after > UNRELATED or after > linear + LEAST_GAIN:
-        kept = chain if after <= linear else affine
-        reason = "the images do not resemble each other, or no more than they did before the deformation"
-        return Alignment(kept, "failed", reason, "nmi", before, min(after, linear), tuple(trace))
+    bettered = after <= linear
+    kept, after = (chain, after) if bettered else (affine, linear)
+    if after > UNRELATED:
+        return Alignment(kept, "failed", "the images do not resemble each other", "nmi", before, after, tuple(trace))
+    if not bettered:
+        reason = "the affine alone fits better than with a deformation, which was left out"
+        return Alignment(affine, "converged", reason, "nmi", before, after, tuple(trace))
     reason = "the cost fell by less than its tolerance" if status == "converged" else "the steps of the finest level ran out"
-    return Alignment(chain, status, reason, "nmi", before, after, tuple(trace))
+    return Alignment(kept, status, reason, "nmi", before, after, tuple(trace))
 
 
 def _masked(view: View) -> View:
