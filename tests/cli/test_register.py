@@ -222,7 +222,37 @@ def test_bad_input_is_refused_in_words_and_writes_nothing(
     assert not (tmp_path / "deep").exists()
 
 
-@pytest.mark.parametrize("wrong", [["--metric", "best"], ["--transform", "afine"], ["--threads", "0"], ["--device", "tpu"]])
+def test_every_item_of_the_menu_can_be_combined(tmp_path: Path) -> None:
+    chosen = [
+        "--transform",
+        "affine,bspline",
+        "--metric",
+        "ncc",
+        "--regularisation",
+        "bending=1,volume=0.1",
+        "--optimiser",
+        "adam",
+    ]
+    paths = write(tmp_path / "f.png", FIXED), write(tmp_path / "m.png", MOVING)
+    assert register(*paths, tmp_path / "out", *chosen) == 0
+    record = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert record["transform"] == ["affine", "bspline"] and record["metric"]["name"] == "ncc"
+    assert record["regularisation"] == {"bending": 1.0, "volume": 0.1} and record["optimiser"] == "adam"
+    assert record["metric"]["after"] < record["metric"]["before"]
+
+
+WRONG_VALUES = [
+    ["--metric", "best"],
+    ["--transform", "afine"],
+    ["--regularisation", "bending"],
+    ["--regularisation", "stiff=1"],
+    ["--optimiser", "newton"],
+    ["--threads", "0"],
+    ["--device", "tpu"],
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG_VALUES)
 def test_an_unknown_option_value_is_a_usage_error_that_names_the_choices(tmp_path: Path, capsys: Any, wrong: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         register(tmp_path / "f.png", tmp_path / "m.png", tmp_path / "out", *wrong)

@@ -201,6 +201,8 @@ def test_landmarks_that_contradict_the_images_are_said() -> None:
         ({"transforms": ["afine"]}, "affine"),
         ({"metric": "mutual"}, "nmi"),
         ({"device": "tpu"}, "cpu"),
+        ({"regularisation": {"stiffness": 1.0}}, "bending"),
+        ({"optimiser": "newton"}, "lbfgs"),
         ({"transforms": []}, "affine"),
     ],
 )
@@ -216,9 +218,12 @@ def test_a_gpu_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_choices_are_the_menus_of_the_engine() -> None:
     from histomri.registration import engine, metrics
+    from histomri.registration.engine import optimisers, regularisation
 
     assert set(choices.TRANSFORMS) == set(engine.TRANSFORMS)
     assert set(choices.METRICS) == set(metrics.METRICS)
+    assert set(choices.REGULARISERS) == set(regularisation.TERMS)
+    assert set(choices.OPTIMISERS) == set(optimisers.OPTIMISERS)
 
 
 @pytest.mark.parametrize(

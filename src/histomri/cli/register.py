@@ -39,7 +39,7 @@ BAR = 24
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Add the command to the parser of ``histomri``."""
-    from histomri.registration.choices import METRICS, TRANSFORMS
+    from histomri.registration.choices import METRICS, OPTIMISERS, REGULARISERS, TRANSFORMS
 
     parser: argparse.ArgumentParser = subparsers.add_parser("register", help=HELP, description=DESCRIPTION)
     parser.add_argument("fixed", type=Path, metavar="FIXED", help="the image that stays")
@@ -48,6 +48,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     models = f"models fitted one after another, of {', '.join(TRANSFORMS)} (default: affine,diffeomorphic)"
     parser.add_argument("--transform", type=_transforms, metavar="NAME,...", help=models)
     parser.add_argument("--metric", choices=METRICS, help="how likeness is measured (default: what suits the images)")
+    terms = f"what a deformation pays for, of {', '.join(REGULARISERS)}, each with its weight: bending=0.1,volume=0.5"
+    parser.add_argument("--regularisation", type=_weights, metavar="NAME=WEIGHT,...", help=terms)
+    parser.add_argument("--optimiser", choices=OPTIMISERS, help="how it is found (default: what suits metric and transform)")
     for name, other in (("fixed", "moving"), ("moving", "fixed")):
         mask = f"image as large as {name.upper()}: nonzero where to look (default: the tissue is found)"
         parser.add_argument(f"--{name}-mask", type=Path, metavar="MASK", help=mask)
@@ -70,6 +73,21 @@ def _transforms(text: str) -> tuple[str, ...]:
     if wrong:
         raise argparse.ArgumentTypeError(f"there is no transform {wrong[0]!r}; choose from {', '.join(TRANSFORMS)}")
     return names
+
+
+def _weights(text: str) -> dict[str, float]:
+    from histomri.registration.choices import REGULARISERS
+
+    weights = {}
+    for item in text.split(","):
+        name, _, weight = item.partition("=")
+        if name not in REGULARISERS:
+            raise argparse.ArgumentTypeError(f"there is no regulariser in {item!r}; choose from {', '.join(REGULARISERS)}")
+        try:
+            weights[name] = float(weight)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected {name}=WEIGHT with a number, found {item!r}") from None
+    return weights
 
 
 def _count(text: str) -> int:
@@ -104,6 +122,8 @@ def _register(args: argparse.Namespace, bar: ProgressBar) -> int:
         moving.image,
         transforms=args.transform,
         metric=args.metric,
+        regularisation=args.regularisation,
+        optimiser=args.optimiser,
         fixed_mask=_mask(args.fixed_mask, fixed),
         moving_mask=_mask(args.moving_mask, moving),
         fixed_landmarks=_landmarks(args.fixed_landmarks, fixed),
@@ -214,6 +234,8 @@ def _record(
         "fixed": _image_record(fixed),
         "moving": _image_record(moving),
         "transform": list(args.transform or ()) or "default",
+        "regularisation": args.regularisation or "default",
+        "optimiser": args.optimiser or "default",
         "search": not args.no_search,
         "device": args.device,
         "notes": notes,

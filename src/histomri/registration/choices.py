@@ -1,8 +1,9 @@
-"""The user's own choice of transforms and metric, run by the engine from the default pipeline's start."""
+"""The user's own choice from the engine's menus, run by the engine from the default pipeline's start."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,24 +16,40 @@ Float = NDArray[np.float64]
 
 # the engine's menus, which take seconds to import, by name (a test holds them together)
 TRANSFORMS = ("translation", "rigid", "similarity", "affine", "landmark_spline", "bspline", "diffeomorphic", "velocity")
+REGULARISERS = ("diffusion", "bending", "curvature", "elastic", "volume")
+OPTIMISERS = ("gauss_newton", "levenberg_marquardt", "lbfgs", "adam", "gradient_descent", "cmaes")
 METRICS = ("ssd", "ncc", "lncc", "cr", "mi", "nmi", "ngf", "mind")
 DEFAULT_TRANSFORMS = ("affine", "diffeomorphic")
 DEFAULT_METRIC = "mind"
 
 
-def register_chosen(
-    fixed: View, moving: View, transforms: Sequence[str] | None, metric: str | None, guide: Guide, progress: Progress
-) -> Alignment:
-    """The engine's fit with ``transforms`` and ``metric`` (None: the default), from a searched start unless ``guide`` says no."""
+@dataclass(frozen=True)
+class Choice:
+    """What the user chose of the menus; None leaves it to the program. ``regularisation``: the weight of each term."""
+
+    transforms: tuple[str, ...] | None = None
+    metric: str | None = None
+    regularisation: Mapping[str, float] | None = None
+    optimiser: str | None = None
+
+    @property
+    def is_none(self) -> bool:
+        """Whether nothing was chosen, so that the default pipeline runs."""
+        return self == Choice()
+
+
+def register_chosen(fixed: View, moving: View, choice: Choice, guide: Guide, progress: Progress) -> Alignment:
+    """The engine's fit with what was chosen, from a searched start unless ``guide`` says no."""
     from histomri.registration.engine import fit
 
-    names, measure = tuple(transforms or DEFAULT_TRANSFORMS), metric or DEFAULT_METRIC
+    names, measure = choice.transforms or DEFAULT_TRANSFORMS, choice.metric or DEFAULT_METRIC
     start = None
     if guide.search and guide.landmarks is None:
         found = find_start(fixed, moving, part(progress, 0.0, 0.4))
         start = nearest(found, names[0], fixed.mask).matrix
-    images = fixed.image, moving.image, names, measure, fixed.mask, moving.mask
-    done = fit(*images, start, landmarks=guide.landmarks, progress=part(progress, 0.4, 1.0))
+    images = fixed.image, moving.image, names, measure, fixed.mask, moving.mask, start
+    optimiser, report = choice.optimiser or "auto", part(progress, 0.4, 1.0)
+    done = fit(*images, choice.regularisation, optimiser, landmarks=guide.landmarks, progress=report)
     return Alignment(done.transform, done.status, done.reason, measure, done.value_before, done.value_after, done.trace)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from histomri.backend import resolve_device
 from histomri.core import Grid, Image, InputError, Landmarks, RegistrationError
 from histomri.core.errors import Problem
 from histomri.registration.alignment import Alignment, Guide, Progress, View, part, silent
-from histomri.registration.choices import METRICS, TRANSFORMS, register_chosen
+from histomri.registration.choices import METRICS, OPTIMISERS, REGULARISERS, TRANSFORMS, Choice, register_chosen
 from histomri.registration.pair import scaled
 from histomri.registration.resemblance import LEAST_LEAD, resemblance
 from histomri.registration.sanity import folded_share, landmarks_missed, refusal, tissue_size
@@ -86,6 +86,8 @@ def register(
     *,
     transforms: Sequence[str] | None = None,
     metric: str | None = None,
+    regularisation: Mapping[str, float] | None = None,
+    optimiser: str | None = None,
     fixed_mask: AnyImage | None = None,
     moving_mask: AnyImage | None = None,
     fixed_landmarks: AnyPoints | None = None,
@@ -117,6 +119,10 @@ def register(
         ``choices.TRANSFORMS``. By default affine, then a diffeomorphic deformation.
     metric
         Name of ``choices.METRICS``. By default what suits the images.
+    regularisation
+        Weight of each term for deformable models, such as ``{"bending": 0.1}``: names of ``choices.REGULARISERS``.
+    optimiser
+        Name of ``choices.OPTIMISERS``. By default the one that suits metric and transform.
     fixed_mask, moving_mask
         Where to look, of the size of their image (nonzero = use). By default the tissue is found (2D), or all is used (3D).
     fixed_landmarks, moving_landmarks
@@ -140,7 +146,8 @@ def register(
     """
     started = time.perf_counter()
     pair = (_as_image(fixed, names[0]), _as_image(moving, names[1]))
-    _check_choices(transforms, metric, device)
+    choice = Choice(None if transforms is None else tuple(transforms), metric, regularisation, optimiser)
+    _check_choices(choice, device)
     _check_geometry(pair, names)
     guide = Guide(search, _landmarks(fixed_landmarks, moving_landmarks, pair[0].grid.ndim))
     masks = (_as_mask(fixed_mask, pair[0], names[0]), _as_mask(moving_mask, pair[1], names[1]))
@@ -148,7 +155,7 @@ def register(
     fixed_view, said = make_view(pair[0], masks[0], names[0])
     progress(0.05, "reading")
     moving_view, more = make_view(pair[1], masks[1], names[1])
-    found = _at_one_scale(fixed_view, moving_view, transforms, metric, guide, part(progress, 0.1, 1.0))
+    found = _at_one_scale(fixed_view, moving_view, choice, guide, part(progress, 0.1, 1.0))
     found = _judged(found, fixed_view, moving_view)
     if guide.landmarks is not None and found.status != "failed":
         why = landmarks_missed(found.transform, guide.landmarks, moving_view.image.grid)
@@ -170,9 +177,7 @@ def register(
     )
 
 
-def _at_one_scale(
-    fixed: View, moving: View, transforms: Sequence[str] | None, metric: str | None, guide: Guide, progress: Progress
-) -> Alignment:
+def _at_one_scale(fixed: View, moving: View, choice: Choice, guide: Guide, progress: Progress) -> Alignment:
     """The alignment, sought with the moving image as large as the fixed tissue where 2D images count in pixels and differ much.
 
     Pixels of a scan and of a photograph say nothing of true sizes, and the search reaches about half to twice the size only.
@@ -180,22 +185,20 @@ def _at_one_scale(
     ratio = tissue_size(fixed.mask) / tissue_size(moving.mask)
     in_pixels = all((view.image.grid.spacing_mm % 1 == 0).all() and view.image.grid.ndim == 2 for view in (fixed, moving))
     if not (guide.search and in_pixels) or 1 / SEARCHED < ratio < SEARCHED:
-        return _aligned(fixed, moving, transforms, metric, guide, progress)
+        return _aligned(fixed, moving, choice, guide, progress)
     larger = View(scaled(moving.image, ratio), scaled(moving.mask, ratio))
     points = guide.landmarks and (guide.landmarks[0], guide.landmarks[1] * ratio)
-    found = _aligned(fixed, larger, transforms, metric, Guide(True, points), progress)
+    found = _aligned(fixed, larger, choice, Guide(True, points), progress)
     *before, last = Chain.steps_of(found.transform)
     assert isinstance(last, Affine)
     last = Affine.from_parts(last.linear / ratio, last.translation / ratio)
     return replace(found, transform=Chain((*before, last)) if before else last)
 
 
-def _aligned(
-    fixed: View, moving: View, transforms: Sequence[str] | None, metric: str | None, guide: Guide, progress: Progress
-) -> Alignment:
+def _aligned(fixed: View, moving: View, choice: Choice, guide: Guide, progress: Progress) -> Alignment:
     """The default pipeline of these dimensions, or the engine with the user's choice."""
-    if transforms is not None or metric is not None:
-        return register_chosen(fixed, moving, transforms, metric, guide, progress)
+    if not choice.is_none:
+        return register_chosen(fixed, moving, choice, guide, progress)
     if fixed.image.grid.ndim == 3:
         from histomri.registration.volumetric import register_volumes
 
@@ -252,18 +255,23 @@ def _as_mask(given: AnyImage | None, image: Image, name: str) -> Image | None:
     return Image(image.grid, data)
 
 
-def _check_choices(transforms: Sequence[str] | None, metric: str | None, device: str) -> None:
-    for name in [] if transforms is None else transforms or [""]:
-        if name not in TRANSFORMS:
-            raise _error("transforms", f"there is no transform {name!r}", f"choose from {', '.join(TRANSFORMS)}")
-    if metric is not None and metric not in METRICS:
-        raise _error("metric", f"there is no metric {metric!r}", f"choose from {', '.join(METRICS)}")
-    if device not in ("auto", "cpu", "gpu"):
-        raise _error("device", f"there is no device {device!r}", "choose from auto, cpu, gpu")
+def _check_choices(choice: Choice, device: str) -> None:
+    names = () if choice.transforms is None else choice.transforms or ("",)
+    _check_names("transforms", "transform", names, TRANSFORMS)
+    _check_names("metric", "metric", () if choice.metric is None else (choice.metric,), METRICS)
+    _check_names("regularisation", "regulariser", choice.regularisation or (), REGULARISERS)
+    _check_names("optimiser", "optimiser", () if choice.optimiser is None else (choice.optimiser,), OPTIMISERS)
+    _check_names("device", "device", (device,), ("auto", "cpu", "gpu"))
     try:
         resolve_device(device)
     except RuntimeError as reason:
         raise _error("device", "gpu was asked for, but no working GPU is found", "use auto or cpu") from reason
+
+
+def _check_names(where: str, kind: str, names: Iterable[str], menu: tuple[str, ...]) -> None:
+    for name in names:
+        if name not in menu:
+            raise _error(where, f"there is no {kind} {name!r}", f"choose from {', '.join(menu)}")
 
 
 def _check_geometry(pair: tuple[Image, Image], names: tuple[str, str]) -> None:

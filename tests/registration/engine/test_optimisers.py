@@ -88,7 +88,7 @@ def test_a_diverging_optimiser_returns_the_best_so_far_marked_failed() -> None:
         value, gradient = bowl(theta)
         return value, gradient if len(calls) < 4 else -gradient
 
-    found = run("adam", liar, [4.0, 3.0, -2.0], step=3.0, window=100)
+    found = run("adam", liar, [4.0, 3.0, -2.0], step=3.0, window=1000, iterations=1000)
     assert found.status == "failed" and "ran away" in found.reason
     assert found.value_after == pytest.approx(min(bowl(t)[0] for t in calls))
     assert found.value_after <= found.value_before

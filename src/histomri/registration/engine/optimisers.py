@@ -29,6 +29,8 @@ Theta = NDArray[Any]
 Evaluation = tuple[float, Theta]
 POSE_LIMIT = 30
 # how many times the whole fall a value may rise above the first one before the optimiser counts as gone astray
+RATE_CUTS = 5
+RUNAWAYS = 2
 RUNAWAY = 1000.0
 HALVINGS = 8
 
@@ -244,7 +246,7 @@ def _updated(problem: Any, theta: Theta, value: float, update: Theta) -> tuple[T
 
 
 def adam(problem: Problem, theta: Theta, settings: Settings) -> Outcome:
-    """Adam (Kingma and Ba, 2015); the rate makes the first step reach ``step`` and is halved, from the best, on a plateau."""
+    """Adam (Kingma and Ba, 2015); the rate makes the first step reach ``step`` and is halved, from the best, on a plateau, and quartered where it ran away."""
     value, gradient = problem.at(theta)
     watch = _Watch(settings, theta, value)
     if not _usable(value, gradient):
@@ -252,21 +254,24 @@ def adam(problem: Problem, theta: Theta, settings: Settings) -> Outcome:
     moments = _Moments.zero(gradient)
     if not problem.reach(moments.step(gradient)) > 0:
         return watch.end("converged", "the gradient is zero")
-    rate, since, cuts = settings.step / problem.reach(moments.step(gradient)), 0, 0
+    rate, since, cuts, losses = settings.step / problem.reach(moments.step(gradient)), 0, 0, 0
     moments = _Moments.zero(gradient)
     for _ in range(settings.iterations):
         theta = problem.advance(theta, -rate * moments.step(gradient))
         value, gradient = problem.at(theta)
         since = 0 if value < watch.best - settings.tolerance * watch.fall else since + 1
         watch.see(theta, value)
-        if watch.astray() or not _usable(value, gradient):
+        lost = watch.astray() or not _usable(value, gradient)
+        losses += lost
+        if losses > RUNAWAYS:
             return watch.end("failed", f"the values ran away, from {watch.before:.6g} to {value:.6g}")
         if watch.late():
             break
-        if since >= settings.window:
-            if cuts == 5:
+        if lost or since >= settings.window:
+            if cuts == RATE_CUTS:
                 return watch.end("converged", "smaller rates bring nothing more")
-            theta, rate, since, cuts = watch.theta, rate / 2, 0, cuts + 1
+            # near the bottom a first step of ``step`` is far too long: what ran away is tried again with a quarter of it
+            theta, rate, since, cuts = watch.theta, rate / (4 if lost else 2), 0, cuts + 1
             value, gradient = problem.at(theta)
             moments = _Moments.zero(gradient)
     return watch.out_of_time()
