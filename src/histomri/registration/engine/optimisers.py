@@ -246,7 +246,9 @@ def _updated(problem: Any, theta: Theta, value: float, update: Theta) -> tuple[T
 
 
 def adam(problem: Problem, theta: Theta, settings: Settings) -> Outcome:
-    """Adam (Kingma and Ba, 2015); the rate makes the first step reach ``step`` and is halved, from the best, on a plateau, and quartered where it ran away."""
+    """Adam (Kingma and Ba, 2015). The rate makes the first step reach ``step``; it is halved, from the best, on a plateau, and
+    quartered where the values ran away.
+    """
     value, gradient = problem.at(theta)
     watch = _Watch(settings, theta, value)
     if not _usable(value, gradient):
