@@ -49,10 +49,10 @@ def register(job: Job, clock: Clock) -> SimpleITK.Image:
             for key, path in (("fixed_mask", job.fixed_mask), ("moving_mask", job.moving_mask))
             if path
         }
+    # its own argument number_of_threads ends in a segmentation fault at the B-spline stage (itk-elastix 0.25.4)
+    itk.MultiThreaderBase.SetGlobalDefaultNumberOfThreads(job.threads)
     with clock.part("register"):
-        registered, found = itk.elastix_registration_method(
-            *images, parameter_object=parameters(job.task), number_of_threads=job.threads, log_to_console=False, **masks
-        )
+        registered, found = itk.elastix_registration_method(*images, parameter_object=parameters(job.task), **masks)
     with clock.part("resample"):
         itk.imwrite(registered, str(job.output / "registered.mha"))
     with clock.part("export"):
