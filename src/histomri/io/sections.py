@@ -15,7 +15,6 @@ from histomri.core import Grid, Image, InputError
 from histomri.core.errors import Problem
 from histomri.io import omezarr
 from histomri.io.atomic import write_json
-from histomri.kernels.tissue import tissue_bright
 
 TISSUE = "labels/tissue"
 # one level finer than needed is averaged down where it holds no more pixels than this
@@ -117,6 +116,8 @@ def tissue_contrast(pixels: NDArray[Any], manifest: SectionManifest) -> Float32:
     Brightfield: optical density ``-log10((I + 1) / (background + 1))``. Dark background (``inverted``): ``I - background``
     as a share of the range of the section's pixel type (of 1 for float). Averaged over the channels and clipped at 0.
     """
+    from histomri.kernels.tissue import tissue_bright  # brings OpenCV
+
     kind = np.dtype(manifest.dtype)
     full_range = 1.0 if kind.kind == "f" else float(np.iinfo(kind).max)
     return tissue_bright(pixels.reshape(*pixels.shape[:2], -1), manifest.background, manifest.inverted, full_range)
