@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import itk
@@ -55,6 +56,7 @@ def register(job: Job, clock: Clock) -> SimpleITK.Image:
         registered, found = itk.elastix_registration_method(*images, parameter_object=parameters(job.task), **masks)
     with clock.part("resample"):
         itk.imwrite(registered, str(job.output / "registered.mha"))
+    os.chdir(job.output)  # transformix leaves a file where it runs
     with clock.part("export"):
         return as_field(itk.transformix_deformation_field(images[1], found), SimpleITK.ReadImage(str(job.fixed)))
 
