@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from histomri.cli.coordinates import RAS_LPS
 from histomri.core.errors import HistomriError, InputError, Problem
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ POINTS_HELP = (
     "CSV of points of FIXED to map into MOVING; columns x,y: pixels from the centre of the top left one; NIfTI: x,y,z in RAS mm"
 )
 LANDMARKS_HELP = "CSV of points of {0}, columns as for --points, that lie on those of {1} row by row; they guide the registration"
-RAS_LPS = np.array([-1.0, -1.0, 1.0])
 BAR = 24
 
 
@@ -161,14 +161,14 @@ def _is_writable(folder: Path) -> bool:
 
 def _open_both(args: argparse.Namespace) -> tuple[OpenImage, OpenImage, list[str]]:
     """Both images; where only one states its spacing, both are counted in pixels."""
-    from histomri.io.images import open_image
+    from histomri.io.images import counted_in_pixels, open_image
 
     fixed, moving = (open_image(path, args.ignore_spacing) for path in (args.fixed, args.moving))
     notes = [f"{image.path}: {note}" for image in (fixed, moving) for note in image.notes]
     if fixed.unit != moving.unit:
         silent_one, other = (fixed, moving) if fixed.unit == "px" else (moving, fixed)
         notes.append(f"{silent_one.path} states no pixel size, {other.path} does: both are counted in pixels")
-        fixed, moving = open_image(args.fixed, True), open_image(args.moving, True)
+        fixed, moving = counted_in_pixels(fixed), counted_in_pixels(moving)
     return fixed, moving, notes
 
 

@@ -45,10 +45,15 @@ def open_image(path: Path, in_pixels: bool = False) -> OpenImage:
     """
     path = Path(path)
     opened = _opener(path)(path)
-    if not in_pixels or opened.unit == "px":
+    return counted_in_pixels(opened) if in_pixels else opened
+
+
+def counted_in_pixels(opened: OpenImage) -> OpenImage:
+    """The same image on a grid of spacing 1 from its first pixel, whatever spacing its file states."""
+    if opened.unit == "px":
         return opened
     grid = Grid(opened.image.grid.shape, np.ones(opened.image.grid.ndim))
-    return OpenImage(path, Image(grid, opened.image.data, opened.image.channels), opened.kind, "px", opened.notes)
+    return OpenImage(opened.path, Image(grid, opened.image.data, opened.image.channels), opened.kind, "px", opened.notes)
 
 
 def _opener(path: Path) -> Callable[[Path], OpenImage]:

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from histomri.core import Grid
 from histomri.kernels.descriptor import mind_plane
+from histomri.kernels.features import smooth
 from histomri.kernels.flow_nodes import Looks, composed, least_jacobian, node_terms, relaxed
 from histomri.kernels.interpolate import warp_2d
 from histomri.registration.alignment import View
+from histomri.registration.linear import generators
 
 Float = NDArray[np.float64]
 Array = NDArray[np.float32]
@@ -181,8 +183,9 @@ def _linear_step(terms: Float, positions: Float, model: str) -> Float:
     centre = positions.reshape(-1, 2).mean(axis=0)
     radius = float(np.abs(positions - centre).max()) or 1.0
     scaled = np.concatenate([(positions - centre) / radius, np.ones((*positions.shape[:2], 1))], axis=-1)
-    generators = _generators(model)
-    basis = np.einsum("kab,ijb->ijak", generators, scaled)
+    # displacements of the parameters, as (2, 3) matrices on (y, x, 1)
+    basis_maps = np.stack(generators(model, 2))[:, :2]
+    basis = np.einsum("kab,ijb->ijak", basis_maps, scaled)
     tensor = terms[..., [0, 1, 1, 2]].reshape(*terms.shape[:2], 2, 2)
     hessian = np.einsum("ijak,ijab,ijbl->kl", basis, tensor, basis, optimize=True)
     slope = np.einsum("ijak,ija->k", basis, terms[..., 3:5])
@@ -190,20 +193,10 @@ def _linear_step(terms: Float, positions: Float, model: str) -> Float:
     delta = -np.linalg.solve(hessian, slope)
     delta *= min(1.0, 3.0 / max(float(np.abs(basis @ delta).max()), 1e-9))
     step = np.eye(3)
-    move = np.tensordot(delta, generators, axes=1)
+    move = np.tensordot(delta, basis_maps, axes=1)
     step[:2, :2] += move[:, :2] / radius
     step[:2, 2] = move[:, 2] - move[:, :2] @ centre / radius
     return step
-
-
-def _generators(model: str) -> Float:
-    """Displacements of a model's parameters, as (2, 3) matrices on (y, x, 1)."""
-    parts = [[[0, 0, 1], [0, 0, 0]], [[0, 0, 0], [0, 0, 1]]]
-    if model == "affine":
-        parts += [[[1, 0, 0], [0, 0, 0]], [[0, 1, 0], [0, 0, 0]], [[0, 0, 0], [1, 0, 0]], [[0, 0, 0], [0, 1, 0]]]
-    elif model == "similarity":
-        parts += [[[1, 0, 0], [0, 1, 0]], [[0, -1, 0], [1, 0, 0]]]
-    return np.array(parts, float)
 
 
 @dataclass(frozen=True)
@@ -247,7 +240,7 @@ def bend(level: Level, field: Array, plan: Bending, pins: Array | None = None) -
             best, best_cost, stale = (field, cost, stale + 1) if cost < best_cost else (best, best_cost, stale + 1)
             if stale >= 2:
                 return best, best_cost, "converged"
-        terms = _smoothed(terms, plan.window)
+        terms = np.stack([smooth(terms[..., k], plan.window) for k in range(terms.shape[-1])], axis=-1)
         if pins is not None:
             _draw(terms, field, pins, unit)
         field = _advance(field, terms, level.stride, unit, plan)
@@ -299,17 +292,6 @@ def _advance(field: Array, terms: Array, stride: int, unit: float, plan: Bending
             return moved
         update = update / np.float32(2)
     return field
-
-
-def _smoothed(values: Array, sigma: float) -> Array:
-    if sigma <= 0:
-        return values
-    width = 2 * int(np.ceil(3 * sigma)) + 1
-    parts = [
-        cv2.GaussianBlur(np.ascontiguousarray(p), (width, width), sigma, borderType=cv2.BORDER_REPLICATE)
-        for p in np.moveaxis(values, -1, 0)
-    ]
-    return np.ascontiguousarray(np.stack(parts, axis=-1))
 
 
 def finer(field: Array, nodes: tuple[int, int]) -> Array:

@@ -46,15 +46,6 @@ class PlanarSettings:
 DEFAULTS = PlanarSettings()
 
 
-@dataclass(frozen=True, eq=False)
-class Start:
-    """An affine start: fixed mm to moving mm (3, 3), its cost (1: as if unrelated), and that of the best that lies elsewhere."""
-
-    matrix: Float
-    cost: float
-    rival: float
-
-
 def register_planar(
     fixed: View, moving: View, guide: Guide, progress: Progress = silent, settings: PlanarSettings = DEFAULTS
 ) -> Alignment:
@@ -66,8 +57,7 @@ def register_planar(
     """
     planes = Pyramid.of(fixed), Pyramid.of(moving)
     progress(0.0, "searching")
-    start = _start(fixed, moving, planes, guide, settings)
-    matrix = start.matrix
+    matrix = _start(fixed, moving, planes, guide, settings)
     grids = level_grids(fixed.image.grid, _finest_mm(planes, matrix, settings), settings.coarsest_px, settings.stride)
     for grid in grids[AFFINE_LEVELS]:
         level = make_level(*planes, matrix, grid, settings.stride, settings.robust)
@@ -93,7 +83,7 @@ def find_start(fixed: View, moving: View, guide: Guide, settings: PlanarSettings
 
     Raises ``RegistrationError`` where an image holds no tissue.
     """
-    return Affine(_start(fixed, moving, (Pyramid.of(fixed), Pyramid.of(moving)), guide, settings).matrix)
+    return Affine(_start(fixed, moving, (Pyramid.of(fixed), Pyramid.of(moving)), guide, settings))
 
 
 def level_grids(fixed: Grid, finest_mm: float, coarsest_px: int, stride: int) -> list[Grid]:
@@ -124,8 +114,8 @@ def _displacement(grid: Grid, stride: int, nodes: Array) -> DisplacementField:
     return DisplacementField(on, (nodes * grid.spacing_mm) @ grid.direction.T)
 
 
-def _start(fixed: View, moving: View, planes: tuple[Pyramid, Pyramid], guide: Guide, settings: PlanarSettings) -> Start:
-    """The best of all refined starts."""
+def _start(fixed: View, moving: View, planes: tuple[Pyramid, Pyramid], guide: Guide, settings: PlanarSettings) -> Float:
+    """The best of all refined starts, fixed mm to moving mm (3, 3)."""
     if not (np.asarray(fixed.mask.data).any() and np.asarray(moving.mask.data).any()):
         raise RegistrationError("An image holds no tissue: its mask is empty.")
     spacing = float(fixed.image.grid.extent_mm.max()) / settings.search_px
@@ -137,8 +127,7 @@ def _start(fixed: View, moving: View, planes: tuple[Pyramid, Pyramid], guide: Gu
     for _, matrix in sorted(first, key=lambda r: r[0]):
         if len(rivals) < settings.rivals and all(_apart(matrix, r, fixed.image.grid) > SAME_SHARE for r in rivals):
             rivals.append(matrix)
-    final = sorted((_refined(m, planes, ((grids[2], "affine"),), settings) for m in rivals), key=lambda r: r[0])
-    return Start(final[0][1], final[0][0], final[1][0] if len(final) > 1 else 1.0)
+    return min((_refined(m, planes, ((grids[2], "affine"),), settings) for m in rivals), key=lambda r: r[0])[1]
 
 
 def through_landmarks(fixed: Float, moving: Float) -> Float:

@@ -68,12 +68,19 @@ def _deformation(transform: Transform, fixed_mask: Image) -> str:
         if isinstance(step, DisplacementField):
             if not np.isfinite(step.values).all():
                 return "its displacement is not finite"
-            longest = float(np.linalg.norm(step.values, axis=-1).max())
-            diagonal = float(np.linalg.norm(fixed_mask.grid.extent_mm))
-            if longest > MAX_DISPLACEMENT * diagonal:
-                return f"it displaces by {longest / diagonal:.0%} of the fixed image's diagonal (limit {MAX_DISPLACEMENT:.0%})"
+            if why := too_long(step, fixed_mask.grid):
+                return why
     folded = folded_share(transform, fixed_mask)
     return f"it folds in {folded:.2%} of the mask (limit {MAX_FOLDED:.0%})" if folded > MAX_FOLDED else ""
+
+
+def too_long(field: DisplacementField, fixed: Grid) -> str:
+    """Why a displacement is beyond the limit, in words; empty where it is not."""
+    longest = float(np.linalg.norm(field.values, axis=-1).max())
+    diagonal = float(np.linalg.norm(fixed.extent_mm))
+    if longest <= MAX_DISPLACEMENT * diagonal:
+        return ""
+    return f"it displaces by {longest / diagonal:.0%} of the fixed image's diagonal (limit {MAX_DISPLACEMENT:.0%})"
 
 
 def folded_share(transform: Transform, fixed_mask: Image) -> float:
@@ -104,12 +111,17 @@ def _folded_nodes(field: DisplacementField) -> Iterator[tuple[DisplacementField,
 
 
 def _overlap(transform: Transform, fixed_mask: Image, moving_mask: Image) -> str:
+    share = overlap(transform, fixed_mask, moving_mask)
+    return "" if share >= MIN_OVERLAP else f"only {share:.0%} of the smaller tissue meets the other (limit {MIN_OVERLAP:.0%})"
+
+
+def overlap(transform: Transform, fixed_mask: Image, moving_mask: Image) -> float:
+    """Share of the smaller mask that meets the other one under a transform (fixed mm to moving mm)."""
     nodes = np.argwhere(fixed_mask.data)
     nodes = nodes[:: max(1, len(nodes) // OVERLAP_POINTS)]
     hit = float(lookup(moving_mask, transform.map(fixed_mask.grid.to_world(nodes))).mean())
     area = tissue_size(fixed_mask) ** transform.ndim * abs(float(np.linalg.det(linear_part(transform))))
-    share = hit * area / min(area, tissue_size(moving_mask) ** transform.ndim)
-    return "" if share >= MIN_OVERLAP else f"only {share:.0%} of the smaller tissue meets the other (limit {MIN_OVERLAP:.0%})"
+    return hit * area / min(area, tissue_size(moving_mask) ** transform.ndim)
 
 
 def landmarks_missed(transform: Transform, landmarks: tuple[Float, Float], moving: Grid) -> str:

@@ -10,9 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from histomri.core import Grid, Image, InputError, RegistrationError
 from histomri.core.errors import Problem
+from histomri.registration import sanity
 from histomri.registration.engine.pyramid import Source
 from histomri.registration.engine.regularisation import TERMS
-from histomri.registration.sanity import MAX_DISPLACEMENT, MAX_SCALE, MAX_STRETCH
+from histomri.registration.sanity import MAX_SCALE, MAX_STRETCH
 from histomri.transforms import Affine, DisplacementField
 
 Float = NDArray[np.float64]
@@ -183,25 +184,12 @@ def refused(matrix: Float, field: DisplacementField | None, first: Float, fixed:
     relative = np.asarray(np.linalg.solve(first[:-1, :-1].T, matrix[:-1, :-1].T).T, np.float64)
     if why := _bad_linear(relative, MAX_SCALE):
         return why
-    if field is None:
-        return ""
-    longest = float(np.linalg.norm(field.values, axis=-1).max())
-    diagonal = float(np.linalg.norm(fixed.grid.extent_mm))
-    if longest > MAX_DISPLACEMENT * diagonal:
-        return f"it displaces by {longest / diagonal:.0%} of the fixed image's diagonal (limit {MAX_DISPLACEMENT:.0%})"
-    return ""
+    return "" if field is None else sanity.too_long(field, fixed.grid)
 
 
 def overlap(matrix: Float, fixed: Source, moving: Source) -> None:
     """Raises ``RegistrationError`` where hardly any of the smaller mask meets the other at the start."""
-    nodes = np.argwhere(fixed.mask)
-    nodes = nodes[:: max(1, len(nodes) // 20_000)]
-    index = np.rint(moving.grid.to_index(Affine(matrix).map(fixed.grid.to_world(nodes)))).astype(int)
-    inside = ((index >= 0) & (index < np.asarray(moving.grid.shape))).all(axis=-1)
-    hit = float(moving.mask[tuple(index[inside].T)].sum()) / len(nodes)
-    cells = [float(s.mask.sum()) * abs(float(np.linalg.det(s.grid.index_to_world))) for s in (fixed, moving)]
-    mapped = cells[0] * abs(float(np.linalg.det(matrix)))
-    share = hit * mapped / min(mapped, cells[1])
+    share = sanity.overlap(Affine(matrix), Image(fixed.grid, fixed.mask), Image(moving.grid, moving.mask))
     if share < LEAST_OVERLAP:
         what = f"only {share:.1%} of the smaller image meets the other at the start (at least {LEAST_OVERLAP:.0%} are needed)"
         raise RegistrationError(f"{what}: give an initial transform, or search for one.")

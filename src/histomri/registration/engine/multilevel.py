@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from histomri.core import Grid, Image, InputError, RegistrationError
 from histomri.core.errors import Problem
 from histomri.kernels.folding import least_jacobian
 from histomri.kernels.interpolate import warp
+from histomri.registration.alignment import Progress, part, silent
 from histomri.registration.engine import checks
 from histomri.registration.engine.models import (
     DEFORMABLE,
@@ -36,7 +37,6 @@ from histomri.transforms import Affine, Chain, DisplacementField, Transform
 
 Float = NDArray[np.float64]
 Array = NDArray[np.float32]
-Progress = Callable[[float, str], None]
 
 TRANSFORMS = (*LINEAR, "landmark_spline", *DEFORMABLE)
 DEFAULT_PENALTIES: dict[str, dict[str, float]] = {"bspline": {"bending": 0.02}}
@@ -45,10 +45,6 @@ LEAST_OVERLAP = 0.5
 LANDMARK_UNIT = 0.01
 # share of the dissimilarity by which a fit may end above its start for the start to count as right
 NO_WORSE = 0.05
-
-
-def silent(share: float, doing: str) -> None:
-    """A progress report that nobody reads."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +247,7 @@ def fit(
     checks.overlap(state.matrix, plan.fixed, plan.moving)
     steps, first = [], state
     for done, name in enumerate(transforms):
-        report = _portion(progress, done / len(transforms), (done + 1) / len(transforms))
+        report = part(progress, done / len(transforms), (done + 1) / len(transforms))
         state, more = _coarse_to_fine(plan, name, state, report)
         steps += more
     return _concluded(plan, first, state, tuple(steps), margin)
@@ -290,10 +286,6 @@ def _resumed(earlier: Fit) -> _State:
         return _State(earlier.matrix)
     grid = earlier.field.grid
     return _State(earlier.matrix, grid, np.asarray(earlier.field.values @ grid.world_to_index[:-1, :-1].T, np.float32))
-
-
-def _portion(progress: Progress, start: float, end: float) -> Progress:
-    return lambda share, doing: progress(start + (end - start) * share, doing)
 
 
 def _coarse_to_fine(plan: _Plan, name: str, state: _State, progress: Progress) -> tuple[_State, list[Step]]:
