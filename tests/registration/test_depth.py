@@ -7,7 +7,7 @@ import pytest
 
 from histomri.core import Grid
 from histomri.registration.depth import depth_correction, peak, section_depths
-from histomri.registration.linear import Channels
+from histomri.registration.samples import Channels
 
 
 def scattered(seed: int, n: int = 120) -> np.ndarray:

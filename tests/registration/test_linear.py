@@ -16,7 +16,9 @@ from synthetic import Tissue, apart, centred, moved
 
 from histomri.core import Grid, RegistrationError
 from histomri.registration.channels import match_contrast
-from histomri.registration.linear import Channels, draw_samples, fit_linear, generators
+from histomri.registration.groups import generators
+from histomri.registration.linear import fit_linear
+from histomri.registration.samples import Channels, draw_samples
 
 MODELS = ["translation", "rigid", "similarity", "scaling", "affine"]
 

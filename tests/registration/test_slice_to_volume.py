@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def test_perturbed_sections_come_back() -> None:
     assert not result.sections["lost"].is_placed
     assert result.mri_to_block is not None
     np.testing.assert_allclose(result.mri_to_block.map(TO_MRI[:3, 3]), np.zeros(3), atol=0.3)
-    assert all(p.field is not None for p in result.placed.values())
+    assert all(p.field is not None or p.quality["deformable"] == "left out: no better" for p in result.placed.values())
     assert work.mean_score() > 0.6
 
 
@@ -89,8 +90,7 @@ def test_sections_that_lie_right_stay_there() -> None:
         work.placements[k] = Placement(k, work.placements[k].position_mm, Affine(truth[k]))
         work.first[k] = work.placements[k].affine
     for i, k in enumerate(work.order):
-        step = work._affine(k, work.target(i))
-        assert _off(step, truth[k]) < 0.08
+        assert _off(work._affine(i), truth[k]) < 0.08
 
 
 def test_a_section_never_turns_over_nor_grows_beyond_the_limit() -> None:
@@ -111,20 +111,20 @@ def test_little_tissue_gets_neither_six_parameters_nor_a_deformation() -> None:
     pixels = {**work.pixels, "s4": SectionPixels(small.image.with_data(small.image.data * crumb), small.mask.with_data(crumb))}
     other = SliceToVolume(pixels, work.placements, TO_MRI, (work.mri.image, work.mri.mask), work.settings)
     assert other.large == set(work.order) - {"s4"}
-    target = other.target(4)
-    step = other._affine("s4", target)
-    linear = step.affine.linear
+    linear = other._affine(4).affine.linear
     np.testing.assert_allclose(linear.T @ linear, np.eye(2), atol=1e-9)
-    assert other._deform("s4", target).field is None
+    assert other._deform(4).field is None
 
 
 def test_neighbours_count_by_closeness_and_never_more_than_the_mri() -> None:
     _, work = _case()
-    shares = work._shares(0.0, [2, 3, 5, 6])
-    assert shares[1] == pytest.approx(shares[2]) and shares[0] == pytest.approx(shares[3])
-    assert shares[1] > shares[0] > 0
-    assert sum(shares) == pytest.approx(1.0)
-    assert sum(work._shares(100.0, [0, 1])) == 0.0
+    shares = dict(work._neighbours(4))
+    assert list(shares) == ["s2", "s3", "s5", "s6"]
+    assert shares["s3"] == pytest.approx(shares["s5"]) and shares["s2"] == pytest.approx(shares["s6"])
+    assert shares["s3"] > shares["s2"] > 0
+    assert sum(shares.values()) == pytest.approx(work.settings.neighbour_weight)
+    work.placements["s4"] = dataclasses.replace(work.placements["s4"], position_mm=100.0)
+    assert work._neighbours(4) == []
 
 
 def test_the_mri_plane_is_the_plane_of_the_section() -> None:

@@ -1,4 +1,4 @@
-"""Arrays in, arrays out, on one tile: each kernel a readable formula, a compiled form for the CPU and, where it pays, one in CUDA."""
+"""Arrays to arrays, on one tile: each a readable formula, compiled for the CPU and, where it pays, written in CUDA."""
 
 import os
 

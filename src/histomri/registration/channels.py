@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from histomri.core import Grid, Image
 from histomri.kernels import features
-from histomri.registration.linear import Channels
+from histomri.registration.samples import Channels
 
 MASK_GAIN = {"structure": 1.0, "edges": 0.5}
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from histomri.registration.linear import Channels
+from histomri.registration.samples import Channels
 
 Float = NDArray[np.float64]
 MIN_QUARTER_PX = 200

@@ -14,88 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import expm
 
-from histomri.core import Grid, RegistrationError
 from histomri.kernels.normal_equations import normal_equations
+from histomri.registration.engine.optimisers import Settings, levenberg_marquardt
+from histomri.registration.groups import generators
+from histomri.registration.samples import Channels, Samples
 
 Float = NDArray[np.float64]
-MODELS = ("translation", "rigid", "similarity", "scaling", "affine")
-MAX_SAMPLES = 60_000
-
-
-@dataclass(frozen=True, eq=False)
-class Channels:
-    """Feature channels (*grid.shape, c) float32 of one image, and a weight (*grid.shape) for its samples when it is fixed."""
-
-    grid: Grid
-    data: NDArray[np.float32]
-    weight: NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
 class LinearResult:
-    """``matrix`` maps fixed points to moving points (mm); ``cost`` is the mean squared residual; ``status``: why it ended."""
+    """``matrix`` maps fixed points to moving points (mm); ``cost`` is the mean squared residual; ``status``: how it ended."""
 
     matrix: Float
     cost: float
     status: str
-    iterations: int
-
-
-def generators(model: str, ndim: int) -> list[Float]:
-    """Lie algebra basis of a model as (ndim + 1, ndim + 1) matrices. ``scaling`` is rigid plus one scale per axis.
-
-    Raises ``ValueError`` for an unknown model.
-    """
-    if model not in MODELS:
-        raise ValueError(f"Unknown model {model!r}; expected one of {', '.join(MODELS)}.")
-
-    def unit(i: int, j: int) -> Float:
-        out = np.zeros((ndim + 1, ndim + 1))
-        out[i, j] = 1.0
-        return out
-
-    basis = [unit(i, ndim) for i in range(ndim)]
-    if model == "affine":
-        return basis + [unit(i, j) for i in range(ndim) for j in range(ndim)]
-    if model != "translation":
-        basis += [unit(i, j) - unit(j, i) for i in range(ndim) for j in range(i + 1, ndim)]
-    if model == "similarity":
-        basis.append(sum((unit(i, i) for i in range(ndim)), np.zeros((ndim + 1, ndim + 1))))
-    if model == "scaling":
-        basis += [unit(i, i) for i in range(ndim)]
-    return basis
-
-
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """Fixed points (n, ndim) relative to ``centre`` over ``radius`` mm, their values (n, c) and weights (n,)."""
-
-    points: Float
-    values: NDArray[np.float32]
-    weights: NDArray[np.float32]
-    centre: Float
-    radius: float
-
-
-def draw_samples(fixed: Channels, limit: int = MAX_SAMPLES) -> Samples:
-    """All weighted nodes of the fixed grid, or an even, deterministic choice of ``limit`` of them.
-
-    Raises ``RegistrationError`` when no node has weight.
-    """
-    index = np.flatnonzero(fixed.weight.ravel() > 0)
-    if not len(index):
-        raise RegistrationError("The fixed image has no sample with weight: its mask is empty.")
-    if len(index) > limit:
-        # a golden-ratio low-discrepancy choice has no stripes, unlike every k-th node
-        order = np.argsort((np.arange(len(index)) * 0.6180339887498949) % 1.0, kind="stable")
-        index = np.sort(index[order[:limit]])
-    nodes = np.stack(np.unravel_index(index, fixed.grid.shape), axis=-1)
-    world = fixed.grid.to_world(nodes)
-    centre = world.mean(axis=0)
-    radius = float(np.sqrt(((world - centre) ** 2).sum(axis=1).mean())) or 1.0
-    values = fixed.data.reshape(-1, fixed.data.shape[-1])[index]
-    weights = fixed.weight.ravel()[index].astype(np.float32)
-    return Samples((world - centre) / radius, np.ascontiguousarray(values), weights, centre, radius)
 
 
 Terms = tuple[float, Float, Float]
@@ -117,18 +50,34 @@ def fit_linear(
     rotation acts in the moving space, so that the scales stay along the fixed axes: ``A <- exp(turn) A exp(scales, shift)``. Ends
     when the relative fall of the cost is below ``tolerance``.
     """
-    group = _Group.of(model, moving.grid.ndim)
     frame = np.eye(moving.grid.ndim + 1)
     frame[:-1, :-1] *= samples.radius
     frame[:-1, -1] = samples.centre
     unframe = np.asarray(np.linalg.inv(frame), np.float64)
 
-    def evaluate(matrix: Float) -> Terms:
-        terms = _image_terms(samples, moving, group, matrix)
-        return terms if prior is None else _plus(terms, _prior_terms(prior, group, matrix, unframe))
+    problem = _Problem(samples, moving, _Group.of(model, moving.grid.ndim), prior, unframe)
+    # the optimiser ends where a step brings a hundredth of its tolerance
+    found = levenberg_marquardt(problem, initial @ frame, Settings(iterations, 100 * tolerance))
+    return LinearResult(np.asarray(found.theta @ unframe, np.float64), found.value_after, found.status)
 
-    state, cost, status, done = _levenberg(initial @ frame, evaluate, group, iterations, tolerance)
-    return LinearResult(state @ unframe, cost, status, done)
+
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    """What Levenberg-Marquardt needs to know: the terms at a matrix (samples' frame to moving mm), and where a step leads."""
+
+    samples: Samples
+    moving: Channels
+    group: _Group
+    prior: Prior | None
+    unframe: Float
+
+    def terms(self, matrix: Float) -> Terms:
+        terms = _image_terms(self.samples, self.moving, self.group, matrix)
+        return terms if self.prior is None else _plus(terms, _prior_terms(self.prior, self.group, matrix, self.unframe))
+
+    def advance(self, matrix: Float, step: Float) -> Float:
+        # a step beyond half the radius (or half a radian) leaves the region where the model is linear
+        return self.group.advance(matrix, step * min(1.0, 0.5 / max(float(np.abs(step).max()), 1e-12)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,39 +138,3 @@ def _prior_terms(prior: Prior, group: _Group, matrix: Float, unframe: Float) -> 
 
 def _plus(a: Terms, b: Terms) -> Terms:
     return a[0] + b[0], a[1] + b[1], a[2] + b[2]
-
-
-def _levenberg(
-    state: Float, evaluate: Callable[[Float], Terms], group: _Group, iterations: int, tolerance: float
-) -> tuple[Float, float, str, int]:
-    """State, cost, how it ended, and after how many iterations."""
-    terms = evaluate(state)
-    damping = 1e-3
-    for done in range(1, iterations + 1):
-        step = _better(state, terms, evaluate, group, damping)
-        if step is None:
-            return state, terms[0], "converged", done
-        fall = (terms[0] - step[1][0]) / max(terms[0], 1e-12)
-        state, terms, damping = step[0], step[1], step[2] / 3
-        if fall < tolerance:
-            return state, terms[0], "converged", done
-    return state, terms[0], "stopped", iterations
-
-
-def _better(
-    state: Float, terms: Terms, evaluate: Callable[[Float], Terms], group: _Group, damping: float
-) -> tuple[Float, Terms, float] | None:
-    """The first step that lowers the cost, damped ever more, and its damping; None after eight that do not."""
-    cost, gradient, hessian = terms
-    for _ in range(8):
-        scale = np.diag(hessian).copy()
-        scale[scale <= 0] = max(float(scale.max(initial=0.0)), 1e-12)
-        delta = -np.asarray(np.linalg.solve(hessian + np.diag(damping * scale), gradient), np.float64)
-        # a step beyond half the radius (or half a radian) leaves the region where the model is linear
-        delta *= min(1.0, 0.5 / max(float(np.abs(delta).max()), 1e-12))
-        trial = group.advance(state, delta)
-        found = evaluate(trial)
-        if found[0] < cost:
-            return trial, found, damping
-        damping *= 4
-    return None

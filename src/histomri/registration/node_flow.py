@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -14,7 +16,7 @@ from histomri.kernels.features import smooth
 from histomri.kernels.flow_nodes import Looks, composed, least_jacobian, node_terms, relaxed
 from histomri.kernels.interpolate import warp_2d
 from histomri.registration.alignment import View
-from histomri.registration.linear import generators
+from histomri.registration.groups import generators
 
 Float = NDArray[np.float64]
 Array = NDArray[np.float32]
@@ -120,20 +122,38 @@ class Level:
 
 def make_level(fixed: Pyramid, moving: Pyramid, matrix: Float, grid: Grid, stride: int, robust: float) -> Level:
     """Both views on ``grid``, the moving one under ``matrix`` (fixed mm -> moving mm)."""
+    return make_levels((fixed,), moving, matrix, grid, stride, robust)[0]
+
+
+def make_levels(
+    fixed: Sequence[Pyramid], moving: Pyramid, matrix: Float, grid: Grid, stride: int, robust: float, outline: float = 0.0
+) -> tuple[Level, ...]:
+    """Several fixed views of one world, each with the same moving view under ``matrix``, on ``grid``.
+
+    ``outline``: how much the masks themselves count, as a channel beside the descriptor's.
+    """
     pad = EDGE_PX + round(0.06 * max(grid.shape))
     wide = grid.crop((-pad, -pad), np.asarray(grid.shape) + pad)
-    still, other = fixed.on(grid, np.eye(3)), moving.on(wide, matrix)
-    inner = other[pad:-pad, pad:-pad]
-    tissue = np.maximum(still[..., 1], inner[..., 1]) > 0.1
+    other = moving.on(wide, matrix)
+    looks = Looks(_features(other, outline), _tone(other), _imaged(other))
+    inner = other[pad:-pad, pad:-pad, 1]
+    still = (_looks_near(f.on(grid, np.eye(3)), inner, outline) for f in fixed)
+    return tuple(Level(grid, s, looks, pad, stride, robust) for s in still)
+
+
+def _looks_near(still: Array, moving_mask: Array, outline: float) -> Looks:
+    """The fixed plane (y, x, 3) with weight where either image has tissue, and a little around it."""
+    tissue = np.maximum(still[..., 1], moving_mask) > 0.1
     near = cv2.dilate(tissue.astype(np.uint8), np.ones((2 * EDGE_PX + 1,) * 2, np.uint8))
-    weight = near.astype(np.float32) * _imaged(still)
-    fixed_looks = Looks(_features(still), _tone(still), weight)
-    return Level(grid, fixed_looks, Looks(_features(other), _tone(other), _imaged(other)), pad, stride, robust)
+    return Looks(_features(still, outline), _tone(still), near.astype(np.float32) * _imaged(still))
 
 
-def _features(plane: Array) -> Array:
+def _features(plane: Array, outline: float) -> Array:
     # the square root brings strong and pale stains closer before their differences are squared
-    return mind_plane(np.sqrt(np.maximum(plane[..., 0], 0)), plane[..., 1] > 0.5) * np.float32(DESCRIPTOR)
+    texture = mind_plane(np.sqrt(np.maximum(plane[..., 0], 0)), plane[..., 1] > 0.5) * np.float32(DESCRIPTOR)
+    if outline == 0:
+        return texture
+    return np.concatenate([texture, np.float32(outline) * _blur(plane[..., 1], 1.0)[..., None]], axis=-1)
 
 
 def _tone(plane: Array) -> Array:
@@ -220,7 +240,25 @@ class Bending:
 MIN_JACOBIAN = 0.1
 
 
-def bend(level: Level, field: Array, plan: Bending, pins: Array | None = None) -> tuple[Array, float, str]:
+class Bendable(Protocol):
+    """What :func:`bend` asks of a level, or of several as one; the gain is its own business."""
+
+    @property
+    def nodes(self) -> tuple[int, int]:
+        """How many nodes there are along y and x."""
+
+    @property
+    def stride(self) -> int:
+        """Pixels between nodes."""
+
+    def terms(self, field: Array, gain: Any) -> Array:
+        """The Gauss-Newton sums on the nodes."""
+
+    def tone_gain(self, field: Array, strength: float) -> Any:
+        """How far the tones can be compared around each pixel."""
+
+
+def bend(level: Bendable, field: Array, plan: Bending, pins: Array | None = None) -> tuple[Array, float, str]:
     """The level's displacement on its nodes, in pixels, from ``field`` on; its cost and how it ended.
 
     Each Gauss-Newton step of ``sum w r^2 + alpha |grad u|^2`` is composed with the field so far, and halved as long as it

@@ -9,10 +9,13 @@ from numpy.typing import NDArray
 
 from histomri.core import Grid, Image
 from histomri.kernels.interpolate import warp_2d
+from histomri.registration.bending import Goal, bend_onto, masked_pyramid
 from histomri.registration.channels import make_channels, match_contrast, resample_to
-from histomri.registration.deformable import Deformation, fit_deformable
-from histomri.registration.linear import Channels, Samples, draw_samples, fit_linear
+from histomri.registration.linear import fit_linear
+from histomri.registration.node_flow import Bending
+from histomri.registration.samples import Channels, Samples, draw_samples
 from histomri.registration.search import Candidate, rigid_search
+from histomri.registration.volume import field_pixels
 from histomri.transforms.displacement import DisplacementField
 
 Float = NDArray[np.float64]
@@ -118,20 +121,17 @@ def onto_fixed(moving: Channels, grid: Grid) -> Array:
     return warp_2d(moving.data, moving.grid.world_to_index @ grid.index_to_world, (grid.shape[0], grid.shape[1]))
 
 
-def deform_pair(
-    fixed: Prepared, moving: Prepared, matrix: Float, settings: Deformation
-) -> tuple[DisplacementField | None, float]:
-    """The deformation on the fixed grid, before ``matrix`` (fixed mm -> moving mm), and the structure score with it.
+def deform_pair(fixed: Prepared, moving: Prepared, matrix: Float, plan: Bending) -> tuple[DisplacementField | None, float]:
+    """The deformation over the fixed image, before ``matrix`` (fixed mm -> moving mm), and the structure score with it.
 
     None, and the score without it, where the deformation brings nothing.
     """
-    _, aligned = align(moving.image, moving.mask, matrix, fixed.channels.grid)
+    grid = fixed.channels.grid
+    _, aligned = align(moving.image, moving.mask, matrix, grid)
     before = structure_score(fixed.channels, aligned, np.eye(3))
-    matched = match_contrast(fixed.channels, aligned, onto_fixed(aligned, fixed.channels.grid))
-    field = fit_deformable(fixed.channels, matched, np.eye(3), settings).field
-    after = structure_score(
-        fixed.channels, aligned, np.eye(3), (field.values / fixed.channels.grid.spacing_mm).astype(np.float32)
-    )
+    planes = masked_pyramid(fixed.image, fixed.mask), masked_pyramid(moving.image, moving.mask)
+    field = bend_onto([Goal(planes[0])], planes[1], matrix, grid, plan).field
+    after = structure_score(fixed.channels, aligned, np.eye(3), field_pixels(field, grid))
     return (field, after) if after > before else (None, before)
 
 

@@ -16,7 +16,8 @@ from histomri.core import Grid, Image
 from histomri.kernels.features import smooth
 from histomri.kernels.threshold import otsu
 from histomri.registration.channels import make_channels
-from histomri.registration.linear import Channels, draw_samples, fit_linear
+from histomri.registration.linear import fit_linear
+from histomri.registration.samples import Channels, draw_samples
 
 Float = NDArray[np.float64]
 Array = NDArray[np.float32]

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from histomri.core import Grid, Image, RegistrationError
 from histomri.registration.alignment import Alignment, Guide, Progress, View, silent
 from histomri.registration.channels import make_channels
-from histomri.registration.linear import Channels
 from histomri.registration.node_flow import Bending, Level, Pyramid, bend, finer, fit_matrix, make_level, make_pins
+from histomri.registration.samples import Channels
 from histomri.registration.search import similarity_search
 from histomri.transforms import Affine, Chain, DisplacementField
 
@@ -73,7 +73,7 @@ def register_planar(
         nodes, cost, status = bend(level, nodes, settings.bending, _pins(level, guide, matrix))
         trace.append(cost)
     assert nodes is not None
-    transform = Chain((_displacement(grids[-1], settings.stride, nodes), Affine(matrix)))
+    transform = Chain((displacement(grids[-1], settings.stride, nodes), Affine(matrix)))
     reason = "the cost no longer falls" if status == "converged" else "the iterations ran out while the cost still fell"
     return Alignment(transform, status, reason, "mind", trace[0], trace[-1], tuple(trace))
 
@@ -107,7 +107,7 @@ def _finest_mm(planes: tuple[Pyramid, Pyramid], matrix: Float, settings: PlanarS
     return max(planes[0].spacing_mm, FINER * planes[1].spacing_mm / scale, longest / settings.working_px)
 
 
-def _displacement(grid: Grid, stride: int, nodes: Array) -> DisplacementField:
+def displacement(grid: Grid, stride: int, nodes: Array) -> DisplacementField:
     """A displacement on nodes, in pixels of ``grid``, as a field in mm."""
     origin = grid.to_world(np.full(2, 0.5 * stride - 0.5))
     on = Grid(nodes.shape[:2], grid.spacing_mm * stride, origin, grid.direction)

@@ -17,7 +17,8 @@ from scipy.spatial.transform import Rotation
 from histomri.core import Grid, Image, RegistrationError
 from histomri.kernels.interpolate import sample_3d
 from histomri.registration.channels import make_channels, match_contrast
-from histomri.registration.linear import Channels, draw_samples, fit_linear
+from histomri.registration.linear import fit_linear
+from histomri.registration.samples import Channels, draw_samples
 from histomri.registration.similarity import nmi
 
 Float = NDArray[np.float64]

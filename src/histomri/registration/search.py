@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from histomri.kernels.interpolate import warp_2d
-from histomri.registration.linear import Channels
+from histomri.registration.samples import Channels
 
 Float = NDArray[np.float64]
 

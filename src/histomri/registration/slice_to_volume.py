@@ -18,13 +18,15 @@ from numpy.typing import NDArray
 
 from histomri.core import Grid, Image
 from histomri.kernels.interpolate import sample_3d, warp_2d
+from histomri.registration.bending import Goal, bend_onto, masked_pyramid
 from histomri.registration.channels import make_channels, match_contrast
-from histomri.registration.deformable import Deformation, fit_deformable
 from histomri.registration.depth import depth_correction, section_depths
-from histomri.registration.linear import Channels, draw_samples, fit_linear
+from histomri.registration.linear import fit_linear
+from histomri.registration.node_flow import Bending, Pyramid
 from histomri.registration.pair import align, structure_score
 from histomri.registration.pose import Scaled, refine_pose
-from histomri.registration.volume import SectionPixels, block_grid, on_plane, plane_grid, reconstruct
+from histomri.registration.samples import Channels, draw_samples
+from histomri.registration.volume import SectionPixels, block_grid, field_pixels, on_plane, plane_grid, reconstruct
 from histomri.transforms import Affine
 from histomri.transforms.placement import Placement, Placements
 
@@ -50,7 +52,7 @@ class Refinement:
     max_gap_mm: float = 3.0
     max_scale_change: float = 0.25
     hold_blockface: bool = True
-    deformation: Deformation = dataclasses.field(default_factory=Deformation)
+    bending: Bending = dataclasses.field(default_factory=Bending)
 
 
 def _large(pixels: Mapping[str, SectionPixels]) -> frozenset[str]:
@@ -76,6 +78,7 @@ class SliceToVolume:
         self.block_to_mri = block_to_mri
         self.settings = settings
         self._kept: dict[str, tuple[Placement, Channels]] = {}
+        self._bent: dict[str, tuple[Placement, Pyramid]] = {}
         self.mri_grid = mri[0].grid
         self.mri_data = np.stack([np.asarray(mri[0].data, np.float32), np.asarray(mri[1].data, np.float32)], axis=-1)
         self.mri = Scaled(*mri)
@@ -101,8 +104,8 @@ class SliceToVolume:
                 self._turn(turn, self._deform)
             progress(f"deformable sweep {sweep + 1} of {self.settings.deformable_sweeps}: mean score {self.mean_score():.4f}")
 
-    def _turn(self, turn: int, step: Callable[[str, Channels], Placement]) -> None:
-        changed = {k: step(k, self.target(i)) for i, k in enumerate(self.order) if i % 2 == turn}
+    def _turn(self, turn: int, step: Callable[[int], Placement]) -> None:
+        changed = {k: step(i) for i, k in enumerate(self.order) if i % 2 == turn}
         self.placements.update(changed)
 
     def mri_plane(self, position_mm: float, plane: Grid | None = None) -> tuple[Image, Image]:
@@ -118,33 +121,50 @@ class SliceToVolume:
         position = self.placements[self.order[place]].position_mm
         goal = make_channels(*self.mri_plane(position), "structure")
         data, weight, total = self.settings.mri_weight * goal.data, goal.weight, self.settings.mri_weight
-        reach = self.settings.neighbours
-        nearby = [n for n in range(max(0, place - reach), min(len(self.order), place + reach + 1)) if n != place]
-        shares = self._shares(position, nearby)
-        for n, share in zip(nearby, shares, strict=True):
-            here = self.section_channels(self.order[n])
-            data = data + self.settings.neighbour_weight * share * here.data
+        for key, share in self._neighbours(place):
+            here = self.section_channels(key)
+            data = data + share * here.data
             weight = np.maximum(weight, here.weight)
-            total += self.settings.neighbour_weight * share
+            total += share
         return Channels(self.plane, np.ascontiguousarray(data / np.float32(total), np.float32), weight)
 
-    def _shares(self, position: float, nearby: list[int]) -> list[float]:
-        """Neighbours count by closeness; all together 1, less where they are far."""
-        distance = [abs(self.placements[self.order[n]].position_mm - position) for n in nearby]
+    def goals(self, place: int) -> list[Goal]:
+        """The same images as in :meth:`target`, each by itself."""
+        plane = masked_pyramid(*self.mri_plane(self.placements[self.order[place]].position_mm))
+        near = [Goal(self._section_pyramid(key), share) for key, share in self._neighbours(place)]
+        return [Goal(plane, self.settings.mri_weight), *near]
+
+    def _neighbours(self, place: int) -> list[tuple[str, float]]:
+        """The neighbours of a place and their weights by closeness, ``neighbour_weight`` together, less where they are far."""
+        reach, order = self.settings.neighbours, self.order
+        nearby = [order[n] for n in range(max(0, place - reach), min(len(order), place + reach + 1)) if n != place]
+        position = self.placements[order[place]].position_mm
+        distance = [abs(self.placements[k].position_mm - position) for k in nearby]
         near = [max(0.0, 1 - d / self.settings.max_gap_mm) for d in distance]
-        return [v / max(sum(near), 1.0) for v in near]
+        unit = self.settings.neighbour_weight / max(sum(near), 1.0)
+        return [(k, unit * v) for k, v in zip(nearby, near, strict=True) if v > 0]
 
     def section_channels(self, key: str) -> Channels:
         """Structure channels of a section as it now lies on the block plane; kept until it moves."""
         placement = self.placements[key]
         if key not in self._kept or self._kept[key][0] is not placement:
-            here = on_plane(self.pixels[key], placement, self.plane)
-            channels = make_channels(Image(self.plane, here[..., 0]), Image(self.plane, here[..., 1] >= 0.5), "structure")
-            self._kept[key] = (placement, channels)
+            self._kept[key] = (placement, make_channels(*self._here(key), "structure"))
         return self._kept[key][1]
 
-    def _affine(self, key: str, target: Channels) -> Placement:
+    def _section_pyramid(self, key: str) -> Pyramid:
+        """A section as it now lies on the block plane; kept until it moves."""
+        placement = self.placements[key]
+        if key not in self._bent or self._bent[key][0] is not placement:
+            self._bent[key] = (placement, masked_pyramid(*self._here(key)))
+        return self._bent[key][1]
+
+    def _here(self, key: str) -> tuple[Image, Image]:
+        here = on_plane(self.pixels[key], self.placements[key], self.plane)
+        return Image(self.plane, here[..., 0]), Image(self.plane, here[..., 1] >= 0.5)
+
+    def _affine(self, place: int) -> Placement:
         """One affine step of one section; kept only where it scores higher and stays possible."""
+        key, target = self.order[place], self.target(place)
         old = self.placements[key]
         assert old.affine is not None
         if self._is_held(old):
@@ -187,17 +207,23 @@ class SliceToVolume:
     def _scored(self, placement: Placement, score: float) -> Placement:
         return dataclasses.replace(placement, quality={**placement.quality, "score": round(score, 5)})
 
-    def _deform(self, key: str, target: Channels) -> Placement:
-        """The deformation of one section, from its affine."""
+    def _deform(self, place: int) -> Placement:
+        """The deformation of one section, from its affine; left out where the section looks no more like its target with it."""
+        key = self.order[place]
         if self._is_held(self.placements[key]):
             return self.placements[key]
         old = dataclasses.replace(self.placements[key], field=None)
-        assert old.affine is not None
         if key not in self.large:
             return old
-        _, moving = align(self.pixels[key].image, self.pixels[key].mask, old.affine.matrix, self.plane)
-        result = fit_deformable(target, self._contrast(target, moving), np.eye(3), self.settings.deformation)
-        return dataclasses.replace(old, field=result.field, quality={**old.quality, "deformable": result.status})
+        assert old.affine is not None
+        shown, matrix = self.pixels[key], old.affine.matrix
+        bent = bend_onto(self.goals(place), masked_pyramid(shown.image, shown.mask), matrix, self.plane, self.settings.bending)
+        target, (_, moving) = self.target(place), align(shown.image, shown.mask, matrix, self.plane)
+        before = structure_score(target, moving, np.eye(3))
+        after = structure_score(target, moving, np.eye(3), field_pixels(bent.field, self.plane))
+        if after <= before:
+            return dataclasses.replace(old, quality={**old.quality, "deformable": "left out: no better"})
+        return dataclasses.replace(old, field=bent.field, quality={**old.quality, "deformable": bent.status})
 
     def update_pose(self) -> None:
         """The block's pose again, from the sections as they now lie; kept only where the structure score rises."""

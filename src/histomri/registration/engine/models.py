@@ -21,7 +21,7 @@ from histomri.kernels.folding import least_jacobian
 from histomri.kernels.gaussian import gaussian
 from histomri.kernels.splat import square_adjoint
 from histomri.registration.engine.splines import SplineGrid
-from histomri.registration.linear import generators
+from histomri.registration.groups import generators
 
 Float = NDArray[np.float64]
 Theta = NDArray[Any]

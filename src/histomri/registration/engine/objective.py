@@ -24,8 +24,8 @@ from histomri.kernels.interpolate import warp, warp_with_gradient
 from histomri.kernels.normal_equations import normal_equations
 from histomri.registration.engine.models import Diffeomorphic, Linear, Model
 from histomri.registration.engine.regularisation import landmark_distance, penalty
-from histomri.registration.linear import Channels, draw_samples
 from histomri.registration.metrics import Metric
+from histomri.registration.samples import Channels, draw_samples
 
 Float = NDArray[np.float64]
 Array = NDArray[np.float32]
