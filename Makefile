@@ -4,6 +4,8 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.histomri-setup
 DEMO := results/demo-input
 BENCH := .venv-bench
+# Tests run in two processes, a file at a time: most of what they do (compiling, Snakemake's own start) keeps one core busy.
+WORKERS := 2
 
 # The first Python on the path that is new enough and can make virtual environments.
 FIND_PYTHON = for p in $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14 python; do \
@@ -45,7 +47,7 @@ demo: $(STAMP) $(DEMO)/.complete
 	@$(PY) -m histomri summary $(DEMO)/config.yaml
 
 test: $(STAMP)
-	$(PY) -m pytest tests
+	$(PY) -m pytest tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-studies: $(STAMP)
 	$(PY) -m pytest tests/studies -m study

@@ -16,6 +16,11 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole runs first: they take minutes each, and what is left over at the end should be small."""
+    items.sort(key=lambda item: not {"studies", "workflow"} & set(item.path.relative_to(ROOT / "tests").parts))
+
+
 @pytest.fixture(scope="session")
 def checkout() -> Path:
     """The root of the checkout."""
