@@ -10,7 +10,8 @@ from numba import njit, prange
 
 from histomri.backend import array_module
 from histomri.kernels.similarity.channels import Array
-from histomri.kernels.similarity.moments import BLOCK, REORDERED, flat
+from histomri.kernels.similarity.moments import BLOCK, REORDERED, Float, flat
+from histomri.kernels.similarity.passes import Core, Passes, evaluated
 
 
 def ssd_reference(fixed: Array, warped: Array, weight: Array) -> tuple[float, Array]:
@@ -29,15 +30,31 @@ def ssd(fixed: Array, warped: Array, weight: Array) -> tuple[float, Array]:
     """Value and force of the sum of squared differences (see the module); fused for arrays of NumPy."""
     if array_module(warped) is not np:
         return ssd_reference(fixed, warped, weight)
-    channels = warped.shape[-1]
-    f, m = flat(fixed).reshape(-1, channels), flat(warped).reshape(-1, channels)
-    total = float(weight.sum(dtype=np.float64))
-    if total <= 0:
-        return float("inf"), np.zeros_like(warped)
-    force = np.empty_like(m)
-    values = np.empty(-(-len(m) // BLOCK))
-    _ssd(f, m, flat(weight), np.float32(2 / total), values, force)
-    return float(values.sum()) / total, force.reshape(warped.shape)
+    return evaluated(PASSES, fixed, warped, weight)
+
+
+def _sums(fixed: Array, warped: Array, weight: Array, core: Core) -> Float:
+    """``sum w``."""
+    return np.array([float(weight[core].sum(dtype=np.float64))])
+
+
+def _force(fixed: Array, warped: Array, weight: Array, total: Float, core: Core) -> tuple[Float, Array]:
+    """``sum w r^2`` and the force."""
+    if total[0] <= 0:
+        return np.zeros(1), np.zeros_like(warped[core])
+    channels, shape = warped.shape[-1], warped[core].shape
+    f, m = flat(fixed[core]).reshape(-1, channels), flat(warped[core]).reshape(-1, channels)
+    force, values = np.empty_like(m), np.empty(-(-len(m) // BLOCK))
+    _ssd(f, m, flat(weight[core]), np.float32(2 / total[0]), values, force)
+    return values.sum(keepdims=True), force.reshape(shape)
+
+
+def _value(total: Float, more: Float) -> float:
+    return float(more[0] / total[0]) if total[0] > 0 else float("inf")
+
+
+PASSES = Passes(0, _sums, _force, _value)
+"""The same over parts."""
 
 
 @njit(parallel=True, cache=True, fastmath=REORDERED)
