@@ -1,4 +1,4 @@
-"""Arrays in, arrays out, on one tile: each kernel a readable formula, a compiled form for the CPU and, where it pays, one in CUDA."""
+"""Arrays in, arrays out, on one tile: each kernel a readable formula, a compiled form for the CPU and, where it pays, CUDA."""
 
 import os
 

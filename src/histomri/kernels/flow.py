@@ -14,6 +14,8 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
+from histomri.backend import array_module
+
 Array = NDArray[np.float32]
 
 
@@ -64,4 +66,18 @@ def flow_terms(fixed: Array, moving: Array, weight: Array, matrix: NDArray[np.fl
     """
     out = np.empty((*fixed.shape[:2], 6), np.float32)
     _flow_2d(fixed, moving, weight, np.ascontiguousarray(matrix), np.ascontiguousarray(field, np.float32), out)
+    return out
+
+
+def solve(terms: Array, ridge: float, limit: float = 1.0) -> Array:
+    """``d = -(T + ridge I)^-1 b`` of terms (y, x, 5), shortened to ``limit``: (y, x, 2), in the units of the terms.
+
+    ``ridge`` must be above 0, which keeps a pixel without any structure where it is.
+    """
+    xp = array_module(terms)
+    yy, yx, xx = terms[..., 0] + xp.float32(ridge), terms[..., 1], terms[..., 2] + xp.float32(ridge)
+    step = xp.stack([yx * terms[..., 4] - xx * terms[..., 3], yx * terms[..., 3] - yy * terms[..., 4]], axis=-1)
+    step /= (yy * xx - yx * yx)[..., None]
+    length = xp.sqrt((step**2).sum(axis=-1, keepdims=True))
+    out: Array = (step * (limit / xp.maximum(length, limit))).astype(np.float32)
     return out

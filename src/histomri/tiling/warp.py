@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from histomri.backend import array_module
+from histomri.backend import array_module, device_of
 from histomri.kernels import interpolate
 from histomri.kernels.interpolate import TAPS, CoarseField, Order, Outside, Tile
 from histomri.tiling.boxes import Box, boxes, read, size_of, start_of
@@ -60,6 +60,28 @@ def _nodes(field: CoarseField, box: Box) -> Any:
     return field.values[tuple(parts)]
 
 
+def source_part(
+    moving: Any, matrix: Float, box: Box, field: Any, order: Order = "linear", device: str | None = None
+) -> tuple[Any, Box]:
+    """What a part needs of a moving image, and where that lies in it; all of what is in the device's memory already.
+
+    ``field`` is the part's own.
+    """
+    ndim, where = len(box), device_of(moving)
+    source: Box = tuple(slice(0, n) for n in moving.shape[:ndim])
+    if where is not None and where == (device or where):
+        return moving, source
+    source = source_box(matrix, box, field, moving.shape[:ndim], order)
+    return read(moving, source, device), source
+
+
+def moved_to(matrix: Float, box: Box, source: Box) -> Float:
+    """A matrix of indices as one from indices of the part to indices of its box of the moving image."""
+    out = matrix.astype(np.float64)
+    out[:-1, -1] += matrix[:-1, :-1] @ np.asarray(start_of(box), np.float64) - start_of(source)
+    return out
+
+
 def warp_part(
     moving: Any,
     matrix: Float,
@@ -77,8 +99,7 @@ def warp_part(
     """
     coarse = isinstance(field, CoarseField)
     own = field if field is None or coarse else read(field, box, device)
-    source = source_box(matrix, box, own, moving.shape[: len(box)], order)
-    part = read(moving, source, device)
+    part, source = source_part(moving, matrix, box, own, order, device)
     if coarse:
         own = CoarseField(array_module(part).asarray(field.values), field.scale, field.offset)
     call: Any = interpolate.warp_with_gradient if gradient else interpolate.warp
