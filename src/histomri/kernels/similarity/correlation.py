@@ -41,9 +41,7 @@ def _one_channel_reference(fixed: Array, warped: Array, weight: Array) -> tuple[
 
 
 def ncc(fixed: Array, warped: Array, weight: Array) -> tuple[float, Array]:
-    """Value and force of ``1 - r`` (see the module); fused for arrays of NumPy."""
-    if array_module(warped) is not np:
-        return ncc_reference(fixed, warped, weight)
+    """Value and force of ``1 - r`` (see the module)."""
     return evaluated(PASSES, fixed, warped, weight)
 
 

@@ -11,12 +11,15 @@ neighbours have no weight, or are beyond the border, has no gradient: ``v = min 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit, prange
 
-from histomri.backend import array_module
+from histomri.backend import array_module, to_device
+from histomri.kernels import cuda
 from histomri.kernels.similarity.channels import Array, mean_over_channels
-from histomri.kernels.similarity.moments import REORDERED
+from histomri.kernels.similarity.moments import REORDERED, flat
 from histomri.kernels.similarity.passes import Core, Float, Passes, of_channels, whole
 
 PLANES, ROWS = 8, 64  # of a volume, of an image: what one thread does at a time
@@ -74,16 +77,14 @@ def transposed_differences(parts: list[Array]) -> Array:
 
 
 def ngf(fixed: Array, warped: Array, weight: Array) -> tuple[float, Array]:
-    """Value and force of the normalised gradient fields (see the module); fused for arrays of NumPy."""
-    if array_module(warped) is not np:
-        return ngf_reference(fixed, warped, weight)
+    """Value and force of the normalised gradient fields (see the module)."""
     return mean_over_channels(_one_channel, fixed, warped, weight)
 
 
 def _one_channel(fixed: Array, warped: Array, weight: Array) -> tuple[float, Array]:
     aligned, total, force = aligned_force(fixed, warped, weight, whole(warped.shape))
     if total <= 0:
-        return 1.0, np.zeros_like(warped)
+        return 1.0, array_module(warped).zeros_like(warped)
     force *= np.float32(1 / total)
     return 1 - aligned / total, force
 
@@ -94,7 +95,7 @@ def _sums(fixed: Array, warped: Array, weight: Array, core: Core) -> Float:
 
 def _force(fixed: Array, warped: Array, weight: Array, total: Float, core: Core) -> tuple[Float, Array]:
     if total[0] <= 0:
-        return np.zeros(1), np.zeros_like(warped[core])
+        return np.zeros(1), array_module(warped).zeros_like(warped[core])
     aligned, _, force = aligned_force(fixed, warped, weight, core)
     force *= np.float32(1 / total[0])
     return np.array([aligned]), force
@@ -113,6 +114,8 @@ def aligned_force(fixed: Array, warped: Array, weight: Array, core: Core) -> tup
     # an image is a volume whose rows are the planes and which has one row in each
     shape = warped.shape if warped.ndim == 3 else (warped.shape[0], 1, warped.shape[1])
     parts = core if warped.ndim == 3 else (core[0], slice(0, 1), core[1])
+    if array_module(warped) is not np:
+        return _on_device(tuple(flat(a) for a in (fixed, warped, weight)), shape, parts, core, warped)
     f, m, w = (np.ascontiguousarray(a, np.float32).reshape(shape) for a in (fixed, warped, weight))
     slab = PLANES if warped.ndim == 3 else ROWS
     sums, force = np.zeros((-(-shape[0] // slab), 2)), np.empty(shape, np.float32)
@@ -120,6 +123,19 @@ def aligned_force(fixed: Array, warped: Array, weight: Array, core: Core) -> tup
     _slabs(f, m, w, slab, warped.ndim == 3, ends, sums, force)
     aligned, total = (float(s) for s in sums.sum(axis=0))
     return aligned, total, force.reshape(warped.shape)[core]
+
+
+def _on_device(images: Any, shape: tuple[int, ...], parts: Core, core: Core, like: Any) -> tuple[float, float, Any]:
+    """The same on a GPU, of flat images."""
+    xp, size, volume = array_module(like), like.size, np.int64(like.ndim == 3)
+    ends = [p.start for p in parts] + [p.stop for p in parts]
+    box, counted = (xp.asarray(np.asarray(numbers, np.int64)) for numbers in (shape, ends))
+    count = cuda.workers(size)
+    sums, c, force = xp.empty((2, count), np.float64), xp.empty(3 * size, np.float32), xp.empty(size, np.float32)
+    cuda.launch("edges", "edge_coefficients", count, (*images, box, counted, volume, np.int64(count), sums, c))
+    cuda.launch("edges", "edge_force", size, (c, box, volume, np.float32(1), force))
+    aligned, total = (float(s) for s in to_device(sums.sum(axis=1), "cpu"))
+    return aligned, total, force.reshape(like.shape)[core]
 
 
 @njit(cache=True, fastmath=REORDERED)

@@ -95,9 +95,7 @@ def _pulled_back_reference(fixed: Array, warped: Array, weight: Array, slope: Ar
 
 
 def joint_histogram(fixed: Array, warped: Array, weight: Array, bins: int = BINS, window: str = "linear") -> Array:
-    """The same as :func:`joint_histogram_reference`; in float32 by :mod:`parzen` for arrays of NumPy."""
-    if array_module(warped) is not np:
-        return joint_histogram_reference(fixed, warped, weight, bins, window)
+    """The same as :func:`joint_histogram_reference`, by :mod:`parzen`; an array of NumPy."""
     counts = parzen.joint_histogram(fixed, warped, weight, bins, window)
     return counts / max(float(counts.sum()), TINY)
 
@@ -106,8 +104,6 @@ def information(
     fixed: Array, warped: Array, weight: Array, bins: int = BINS, window: str = "linear", kind: str = "nmi"
 ) -> tuple[float, Array]:
     """Value and force of the (normalised) mutual information (see the module)."""
-    if array_module(warped) is not np:
-        return information_reference(fixed, warped, weight, bins, window, kind)
     return evaluated(passes(bins, window, kind), fixed, warped, weight)
 
 

@@ -67,9 +67,7 @@ def box_sum(image: Array, radius: int) -> Array:
 
 
 def lncc(fixed: Array, warped: Array, weight: Array, radius: int = RADIUS, floor: float = FLOOR) -> tuple[float, Array]:
-    """Value and force of the local squared correlation (see the module); by :mod:`boxes` for arrays of NumPy."""
-    if array_module(warped) is not np:
-        return lncc_reference(fixed, warped, weight, radius, floor)
+    """Value and force of the local squared correlation (see the module), by :mod:`boxes`."""
     return evaluated(passes(radius, floor), fixed, warped, weight)
 
 
@@ -78,7 +76,7 @@ def passes(radius: int = RADIUS, floor: float = FLOOR) -> Passes:
 
     def force(fixed: Array, warped: Array, weight: Array, total: Float, core: Core) -> tuple[Float, Array]:
         if total[0] <= 0:
-            return np.zeros(1), np.zeros_like(warped[core])
+            return np.zeros(1), array_module(warped).zeros_like(warped[core])
         constants = float(total[0]), float(total[1]), float(total[2])
         value, slope = box_correlation(fixed, warped, weight, radius, floor, constants, core)
         return np.array([value]), slope

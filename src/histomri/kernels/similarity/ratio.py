@@ -13,6 +13,8 @@ import numpy as np
 from numba import njit, prange
 
 from histomri.backend import array_module
+from histomri.kernels import cuda
+from histomri.kernels.similarity import parzen
 from histomri.kernels.similarity.channels import Array, mean_over_channels
 from histomri.kernels.similarity.correlation import CONSTANT
 from histomri.kernels.similarity.moments import BLOCK, Float, flat
@@ -60,8 +62,6 @@ def _binned(first: Array, share: Array, values: Array, bins: int) -> Array:
 
 def cr(fixed: Array, warped: Array, weight: Array, bins: int = BINS) -> tuple[float, Array]:
     """Value and force of the correlation ratio (see the module); fused for arrays of NumPy."""
-    if array_module(warped) is not np:
-        return cr_reference(fixed, warped, weight, bins)
     return evaluated(passes(bins), fixed, warped, weight)
 
 
@@ -92,16 +92,25 @@ def _explained(sums: Float) -> tuple[float, Float, tuple[float, float, float]]:
 
 def binned_sums(fixed: Array, warped: Array, weight: Array, bins: int) -> Float:
     """Sums of w, w m, w m m in each bin of the fixed values, (bins, 3)."""
+    images = flat(fixed), flat(warped), flat(weight)
+    if array_module(warped) is not np:
+        return parzen.binned_on_device(images, bins)
     blocks = np.empty((-(-warped.size // BLOCK), bins, 3))
-    _bins(flat(fixed), flat(warped), flat(weight), bins, blocks)
+    _bins(*images, bins, blocks)
     total: Float = blocks.sum(axis=0)
     return total
 
 
 def expected_force(fixed: Array, warped: Array, weight: Array, means: Float, constants: tuple[float, float, float]) -> Array:
     """``scale w (ratio (m - mean) - E(f))`` with E by linear windows over ``means``."""
-    force = np.empty(warped.size, np.float32)
-    _force(flat(fixed), flat(warped), flat(weight), means.astype(np.float32), np.array(constants, np.float32), force)
+    xp, images = array_module(warped), (flat(fixed), flat(warped), flat(weight))
+    force, table = xp.empty(warped.size, np.float32), xp.asarray(means.astype(np.float32))
+    if xp is not np:
+        numbers = (np.float32(x) for x in constants)
+        sizes = np.int64(force.size), np.int64(len(means))
+        cuda.launch("histogram", "expected_force", force.size, (*images, *sizes, table, *numbers, force))
+    else:
+        _force(*images, table, np.array(constants, np.float32), force)
     return force.reshape(warped.shape)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numba import njit, prange
 
 from histomri.backend import array_module
+from histomri.kernels import cuda
 from histomri.kernels.similarity.channels import Array
 from histomri.kernels.similarity.moments import BLOCK, REORDERED, Float, flat
 from histomri.kernels.similarity.passes import Core, Passes, evaluated
@@ -27,9 +28,7 @@ def ssd_reference(fixed: Array, warped: Array, weight: Array) -> tuple[float, Ar
 
 
 def ssd(fixed: Array, warped: Array, weight: Array) -> tuple[float, Array]:
-    """Value and force of the sum of squared differences (see the module); fused for arrays of NumPy."""
-    if array_module(warped) is not np:
-        return ssd_reference(fixed, warped, weight)
+    """Value and force of the sum of squared differences (see the module)."""
     return evaluated(PASSES, fixed, warped, weight)
 
 
@@ -41,12 +40,24 @@ def _sums(fixed: Array, warped: Array, weight: Array, core: Core) -> Float:
 def _force(fixed: Array, warped: Array, weight: Array, total: Float, core: Core) -> tuple[Float, Array]:
     """``sum w r^2`` and the force."""
     if total[0] <= 0:
-        return np.zeros(1), np.zeros_like(warped[core])
+        return np.zeros(1), array_module(warped).zeros_like(warped[core])
     channels, shape = warped.shape[-1], warped[core].shape
-    f, m = flat(fixed[core]).reshape(-1, channels), flat(warped[core]).reshape(-1, channels)
+    images, scale = (flat(fixed[core]), flat(warped[core]), flat(weight[core])), np.float32(2 / total[0])
+    if array_module(warped) is not np:
+        return _force_on_device(images, channels, scale, shape)
+    f, m = images[0].reshape(-1, channels), images[1].reshape(-1, channels)
     force, values = np.empty_like(m), np.empty(-(-len(m) // BLOCK))
-    _ssd(f, m, flat(weight[core]), np.float32(2 / total[0]), values, force)
+    _ssd(f, m, images[2], scale, values, force)
     return values.sum(keepdims=True), force.reshape(shape)
+
+
+def _force_on_device(images: tuple[Array, Array, Array], channels: int, scale: Array, shape: Array) -> tuple[Float, Array]:
+    xp, size = array_module(images[1]), images[1].size
+    count = cuda.workers(size)
+    values, force = xp.empty(count, np.float64), xp.empty(size, np.float32)
+    numbers = np.int64(size), np.int64(channels), np.int64(count), scale
+    cuda.launch("moments", "squared", count, (*images, *numbers, values, force))
+    return np.array([float(values.sum())]), force.reshape(shape)
 
 
 def _value(total: Float, more: Float) -> float:
