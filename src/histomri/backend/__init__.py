@@ -27,6 +27,13 @@ def array_module(array: Any) -> ModuleType:
     return cupy.get_array_module(array) if cupy is not None else np
 
 
+def device_of(array: Any) -> str | None:
+    """``cpu`` or ``gpu``, in whose memory an array lies; None for one that is kept elsewhere (zarr, dask)."""
+    if isinstance(array, np.ndarray):
+        return "cpu"
+    return "gpu" if cupy is not None and isinstance(array, cupy.ndarray) else None
+
+
 def to_device(array: Any, device: str) -> Any:
     """The array on ``cpu`` or ``gpu``."""
     if device == "gpu":

@@ -81,7 +81,7 @@ def invert(field: Array, tolerance: float = 1e-3, iterations: int = 50) -> Inver
 
 def squarings(velocity: Array) -> int:
     """How often the exponential squares: until the first step is at most an eighth of a pixel."""
-    longest = math.sqrt(float((velocity.astype(np.float64) ** 2).sum(-1).max(initial=0)))
+    longest = math.sqrt(float((velocity.astype(np.float64) ** 2).sum(-1).max())) if velocity.size else 0.0
     return max(0, math.ceil(math.log2(longest / FIRST_STEP))) if longest > FIRST_STEP else 0
 
 

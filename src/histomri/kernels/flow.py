@@ -10,9 +10,14 @@ its gradient are 0.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
+
+from histomri.backend import array_module
+from histomri.kernels.interpolate import warp_with_gradient
 
 Array = NDArray[np.float32]
 
@@ -62,6 +67,41 @@ def flow_terms(fixed: Array, moving: Array, weight: Array, matrix: NDArray[np.fl
     ``fixed`` (y, x, c), ``moving`` (h, w, c), ``weight`` (y, x), ``matrix`` (3, 3) on indices,
     ``field`` (y, x, 2) in fixed pixels.
     """
+    if array_module(fixed) is not np:
+        return flow_formula(fixed, moving, weight, matrix, field)  # type: ignore[no-any-return]
     out = np.empty((*fixed.shape[:2], 6), np.float32)
     _flow_2d(fixed, moving, weight, np.ascontiguousarray(matrix), np.ascontiguousarray(field, np.float32), out)
+    return out
+
+
+def flow_formula(fixed: Any, moving: Any, weight: Any, matrix: NDArray[np.float64], field: Any) -> Any:
+    """The terms of this module and of :mod:`flow_3d`, (*shape, 6 or 10), as array formulas; NumPy or CuPy.
+
+    Beyond the moving image its edge counts, where these modules count 0: give such pixels no weight.
+    """
+    xp, ndim = array_module(fixed), weight.ndim
+    values, slopes = warp_with_gradient(moving, matrix, weight.shape, field, outside="edge")
+    values -= fixed
+    upper = [(i, j) for i in range(ndim) for j in range(i, ndim)]
+    out = xp.empty((*weight.shape, len(upper) + ndim + 1), np.float32)
+    for k, (i, j) in enumerate(upper):
+        out[..., k] = (slopes[..., i] * slopes[..., j]).sum(axis=-1)
+    for i in range(ndim):
+        out[..., len(upper) + i] = (values * slopes[..., i]).sum(axis=-1)
+    out[..., -1] = (values * values).sum(axis=-1)
+    out *= weight[..., None]
+    return out
+
+
+def solve(terms: Array, ridge: float, limit: float = 1.0) -> Array:
+    """``d = -(T + ridge I)^-1 b`` of terms (y, x, 5), shortened to ``limit``: (y, x, 2), in the units of the terms.
+
+    ``ridge`` must be above 0, which keeps a pixel without any structure where it is.
+    """
+    xp = array_module(terms)
+    yy, yx, xx = terms[..., 0] + xp.float32(ridge), terms[..., 1], terms[..., 2] + xp.float32(ridge)
+    step = xp.stack([yx * terms[..., 4] - xx * terms[..., 3], yx * terms[..., 3] - yy * terms[..., 4]], axis=-1)
+    step /= (yy * xx - yx * yx)[..., None]
+    length = xp.sqrt((step**2).sum(axis=-1, keepdims=True))
+    out: Array = (step * (limit / xp.maximum(length, limit))).astype(np.float32)
     return out

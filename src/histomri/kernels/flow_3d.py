@@ -14,9 +14,14 @@ The symmetric solve is ``d = -(T + R)^-1 b`` by cofactors, R a diagonal ridge.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
+
+from histomri.backend import array_module
+from histomri.kernels.flow import flow_formula
 
 Array = NDArray[np.float32]
 TERMS = 10
@@ -156,6 +161,10 @@ def flow_terms_3d(fixed: Array, moving: Array, weight: Array, matrix: NDArray[np
         raise ValueError(
             f"A field with a node every {step} voxels of {fixed.shape[:3]} has shape {(*nodes, 3)}, found {field.shape}."
         )
+    if array_module(fixed) is not np:
+        if step != 1:
+            raise ValueError("on a GPU the field has a node in every voxel.")
+        return flow_formula(fixed, moving, weight, matrix, field)  # type: ignore[no-any-return]
     out = np.empty((*nodes, TERMS), np.float32)
     flat = np.ascontiguousarray(matrix, np.float32)
     _flow_3d(fixed, moving, weight, flat, np.ascontiguousarray(field, np.float32), step, out)
@@ -186,6 +195,21 @@ def solve_3d(terms: Array, ridge: float, limit: float) -> Array:
 
     ``ridge`` must be above 0, which keeps a node without any structure where it is.
     """
+    if array_module(terms) is not np:
+        return _solve_formula(terms, ridge, limit)  # type: ignore[no-any-return]
     out = np.empty((*terms.shape[:3], 3), np.float32)
     _solve(terms, np.float32(ridge), np.float32(limit), out)
     return out
+
+
+def _solve_formula(terms: Any, ridge: float, limit: float) -> Any:
+    """The same as array formulas; NumPy or CuPy."""
+    xp = array_module(terms)
+    zz, zy, zx, yy, yx, xx, tz, ty, tx = (terms[..., k] for k in range(9))
+    zz, yy, xx = (d + xp.float32(ridge) for d in (zz, yy, xx))
+    c00, c01, c02 = yy * xx - yx * yx, zx * yx - zy * xx, zy * yx - zx * yy
+    c11, c12, c22 = zz * xx - zx * zx, zy * zx - zz * yx, zz * yy - zy * zy
+    step = xp.stack([c00 * tz + c01 * ty + c02 * tx, c01 * tz + c11 * ty + c12 * tx, c02 * tz + c12 * ty + c22 * tx], axis=-1)
+    step *= (-1 / (zz * c00 + zy * c01 + zx * c02))[..., None]
+    length = xp.sqrt((step * step).sum(axis=-1, keepdims=True))
+    return (step * (np.float32(limit) / xp.maximum(length, np.float32(limit)))).astype(np.float32)

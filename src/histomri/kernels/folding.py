@@ -10,9 +10,14 @@ the usual check at the eight corners of a cell. Central differences, which most 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
+
+from histomri.backend import array_module
+from histomri.kernels import cuda
 
 Array = NDArray[np.float32]
 
@@ -67,18 +72,31 @@ def _least(field, mask, out):  # type: ignore[no-untyped-def]  # pragma: no cove
 
 def least_jacobian(field: Array, mask: NDArray[np.bool_] | None = None) -> float:
     """The smallest determinant of a field (*shape, ndim) in pixels over the nodes of ``mask``; infinite for an empty one."""
-    inside = np.ones(field.shape[:-1], bool) if mask is None else np.ascontiguousarray(mask, bool)
+    xp = array_module(field)
+    inside = xp.ones(field.shape[:-1], bool) if mask is None else xp.ascontiguousarray(xp.asarray(mask), bool)
     volume = as_volume(field)
+    if xp is not np:
+        return _least_on_device(volume, inside)
     out = np.full(volume.shape[0] * volume.shape[1], np.inf)
     _least(volume, inside.reshape(volume.shape[:3]), out)
     return float(out.min(initial=np.inf))
 
 
+def _least_on_device(volume: Any, inside: Any) -> float:
+    xp, count = array_module(volume), cuda.workers(inside.size)
+    out = xp.empty(count, np.float64)
+    sizes = (np.int64(n) for n in (*volume.shape[:3], count))
+    given = xp.ascontiguousarray(volume, np.float32), inside.reshape(-1).view(np.uint8)
+    cuda.launch("folding", "least_jacobian", count, (*given, *sizes, np.float64(np.inf), out))
+    return float(out.min())
+
+
 def as_volume(field: Array) -> Array:
     """A field (y, x, 2) as one of a single plane (1, y, x, 3) that does not leave it; a field (z, y, x, 3) as it is."""
+    xp = array_module(field)
     if field.shape[-1] == 3:
-        return np.ascontiguousarray(field)
-    return np.ascontiguousarray(np.pad(field, [(0, 0), (0, 0), (1, 0)])[None])
+        return xp.ascontiguousarray(field)  # type: ignore[no-any-return]
+    return xp.ascontiguousarray(xp.pad(field, [(0, 0), (0, 0), (1, 0)])[None])  # type: ignore[no-any-return]
 
 
 def least_jacobian_reference(field: Array, mask: NDArray[np.bool_] | None = None) -> float:

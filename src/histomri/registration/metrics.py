@@ -12,6 +12,7 @@ from histomri.kernels import features as descriptors
 from histomri.kernels.information import tails
 from histomri.kernels.similarity import correlation, gradient_fields, histogram, local_correlation, ratio, squared
 from histomri.kernels.similarity.channels import Array
+from histomri.kernels.similarity.passes import Passes
 
 Mask = Array
 TAIL_PERCENT = 1.0
@@ -40,6 +41,10 @@ class Metric(Protocol):
     def value(self, fixed: Array, warped: Array, weight: Array) -> float:
         """The value alone."""
 
+    @property
+    def passes(self) -> Passes:
+        """The same over the parts of an image."""
+
 
 @dataclass(frozen=True)
 class SumOfSquares:
@@ -59,6 +64,11 @@ class SumOfSquares:
     def value(self, fixed: Array, warped: Array, weight: Array) -> float:
         """The value alone."""
         return self.evaluate(fixed, warped, weight)[0]
+
+    @property
+    def passes(self) -> Passes:
+        """The same over parts."""
+        return squared.PASSES
 
 
 @dataclass(frozen=True)
@@ -93,6 +103,11 @@ class Mind:
         """The value alone."""
         return self.evaluate(fixed, warped, weight)[0]
 
+    @property
+    def passes(self) -> Passes:
+        """The same over parts."""
+        return squared.PASSES
+
 
 @dataclass(frozen=True)
 class Correlation:
@@ -112,6 +127,11 @@ class Correlation:
     def value(self, fixed: Array, warped: Array, weight: Array) -> float:
         """The value alone."""
         return self.evaluate(fixed, warped, weight)[0]
+
+    @property
+    def passes(self) -> Passes:
+        """The same over parts."""
+        return correlation.PASSES
 
 
 @dataclass(frozen=True)
@@ -138,6 +158,11 @@ class LocalCorrelation:
         """The value alone."""
         return self.evaluate(fixed, warped, weight)[0]
 
+    @property
+    def passes(self) -> Passes:
+        """The same over parts."""
+        return local_correlation.passes(self.radius, self.floor)
+
 
 @dataclass(frozen=True)
 class CorrelationRatio:
@@ -158,6 +183,11 @@ class CorrelationRatio:
     def value(self, fixed: Array, warped: Array, weight: Array) -> float:
         """The value alone."""
         return self.evaluate(fixed, warped, weight)[0]
+
+    @property
+    def passes(self) -> Passes:
+        """The same over parts."""
+        return ratio.passes(self.bins)
 
 
 @dataclass(frozen=True)
@@ -184,6 +214,11 @@ class Information:
         """The value alone, in one pass."""
         return histogram.information_value(fixed, warped, weight, self.bins, self.window, self.name)
 
+    @property
+    def passes(self) -> Passes:
+        """The same over parts."""
+        return histogram.passes(self.bins, self.window, self.name)
+
 
 @dataclass(frozen=True)
 class GradientFields:
@@ -204,6 +239,11 @@ class GradientFields:
     def value(self, fixed: Array, warped: Array, weight: Array) -> float:
         """The value alone."""
         return self.evaluate(fixed, warped, weight)[0]
+
+    @property
+    def passes(self) -> Passes:
+        """The same over parts."""
+        return gradient_fields.PASSES
 
 
 METRICS: dict[str, Metric] = {

@@ -14,7 +14,8 @@ from scenes import bent_scene, centred
 
 from histomri.registration.engine.checks import source
 from histomri.registration.engine.models import BSpline, Diffeomorphic, Linear, Velocity, frame_of
-from histomri.registration.engine.objective import Guidance, Objective, matrix_force
+from histomri.registration.engine.objective import Guidance, Objective
+from histomri.registration.engine.parts import matrix_force
 from histomri.registration.engine.pyramid import axis_factors, factors, make_level, shrink
 from histomri.registration.metrics import METRICS
 

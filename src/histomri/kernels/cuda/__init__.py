@@ -8,11 +8,18 @@ from typing import Any
 from histomri.backend import raw_kernel
 
 THREADS = 256
+# threads of a reduction, at most: each takes every so manieth pixel, so that the order of its sum is fixed
+WORKERS = 1 << 17
 
 
 def source(name: str) -> str:
     """The text of ``<name>.cu``."""
     return files(__name__).joinpath(f"{name}.cu").read_text(encoding="utf-8")
+
+
+def workers(size: int) -> int:
+    """How many threads share a reduction over ``size`` pixels: whole blocks."""
+    return min(WORKERS, -(-max(size, 1) // THREADS) * THREADS)
 
 
 def launch(name: str, function: str, count: int, arguments: tuple[Any, ...]) -> None:

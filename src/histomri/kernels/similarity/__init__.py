@@ -6,8 +6,9 @@ Every metric takes ``fixed`` and ``warped`` (*shape, c), channels last, and ``we
     force   d value / d warped, (*shape, c); 0 wherever the weight is 0
 
 Masks of both images enter through their product in ``weight``, which counts as a constant. Each ``*_reference`` is the formula
-in float64 on NumPy or CuPy, whatever the arrays are; the function without the suffix computes the same with numba on the CPU.
-Sums run over fixed blocks which are added in order, in float64, so that no result depends on the number of threads.
+in float64 on NumPy or CuPy, whatever the arrays are; the function without the suffix computes the same with numba on the CPU
+and CUDA on the GPU, and its ``passes`` the same over parts (:mod:`passes`). Sums run over fixed blocks which are added in order,
+in float64, or over whole numbers, so that no result depends on the number of threads.
 
 Where nothing has weight, or an image does not vary, the value is the one of unrelated images and the force is 0:
 

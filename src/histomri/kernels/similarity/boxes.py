@@ -14,12 +14,18 @@ Planes of stage 2 come ``radius`` planes after those of stage 1, whose last ``2 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
+from histomri.backend import array_module
+from histomri.kernels import cuda
+from histomri.kernels.similarity.moments import flat
+
 Array = NDArray[np.float32]
+SEGMENT = 32  # planes through which a thread of the GPU walks
 TILE_2D, TILE_3D = (128, 1, 512), (128, 32, 128)
 FAST = {"nsz", "contract"}  # sums keep their order
 
@@ -241,25 +247,57 @@ def _load_all(images, z, y, x, constants, out):  # type: ignore[no-untyped-def]
 
 
 @njit(parallel=True, cache=True, error_model="numpy")
-def _tiles(f, m, w, tile, reach, floor, constants, values, force):  # type: ignore[no-untyped-def]
-    across = -(-f.shape[2] // tile[2])
-    down = -(-f.shape[1] // tile[1])
+def _tiles(f, m, w, core, tile, reach, floor, constants, values, force):  # type: ignore[no-untyped-def]
+    start, stop = core
+    across = -(-(stop[2] - start[2]) // tile[2])
+    down = -(-(stop[1] - start[1]) // tile[1])
     for t in prange(values.size):
-        z = t // (across * down) * tile[0]
-        y, x = t // across % down * tile[1], t % across * tile[2]
-        size = min(tile[0], f.shape[0] - z), min(tile[1], f.shape[1] - y), min(tile[2], f.shape[2] - x)
+        z = start[0] + t // (across * down) * tile[0]
+        y, x = start[1] + t // across % down * tile[1], start[2] + t % across * tile[2]
+        size = min(tile[0], stop[0] - z), min(tile[1], stop[1] - y), min(tile[2], stop[2] - x)
         values[t] = _tile((f, m, w), (z, y, x), size, reach, floor, constants, force)
 
 
 def box_correlation(
-    fixed: Array, warped: Array, weight: Array, radius: int, floor: float, sums: tuple[float, float, float]
+    fixed: Array,
+    warped: Array,
+    weight: Array,
+    radius: int,
+    floor: float,
+    sums: tuple[float, float, float],
+    core: tuple[slice, ...],
 ) -> tuple[float, Array]:
-    """``sum w R`` and the force of a single channel, 2D or 3D; ``sums`` are the whole images' sum of w, w f and w m."""
+    """``sum w R`` and the force of a single channel, 2D or 3D; ``sums`` are the whole images' sum of w, w f and w m.
+
+    Both are those of ``core``, around which the arrays hold all within two radii.
+    """
     # an image is a volume whose planes are its rows
     shape = fixed.shape if fixed.ndim == 3 else (fixed.shape[0], 1, fixed.shape[1])
+    parts = core if fixed.ndim == 3 else (core[0], slice(0, 1), core[1])
+    start, stop = tuple(p.start for p in parts), tuple(p.stop for p in parts)
     tile, reach = (TILE_3D, (radius,) * 3) if fixed.ndim == 3 else (TILE_2D, (radius, 0, radius))
-    f, m, w = (np.ascontiguousarray(a, np.float32).reshape(shape) for a in (fixed, warped, weight))
-    values, force = np.empty(math.prod(-(-n // t) for n, t in zip(shape, tile, strict=True))), np.empty(shape, np.float32)
     constants = np.float32(sums[1] / sums[0]), np.float32(sums[2] / sums[0]), 1 / sums[0]
-    _tiles(f, m, w, tile, reach, floor, constants, values, force)
-    return float(values.sum()), force.reshape(fixed.shape)
+    if array_module(warped) is not np:
+        images = tuple(flat(a) for a in (fixed, warped, weight))
+        value, slope = _on_device(images, shape, (*start, *stop), reach, floor, constants)
+        return value, slope.reshape(fixed.shape)[core]
+    f, m, w = (np.ascontiguousarray(a, np.float32).reshape(shape) for a in (fixed, warped, weight))
+    count = math.prod(-(-(b - a) // t) for a, b, t in zip(start, stop, tile, strict=True))
+    values, force = np.empty(count), np.empty(shape, np.float32)
+    _tiles(f, m, w, (start, stop), tile, reach, floor, constants, values, force)
+    return float(values.sum()), force.reshape(fixed.shape)[core]
+
+
+def _on_device(
+    images: Any, shape: tuple[int, ...], core: tuple[int, ...], reach: tuple[int, ...], floor: float, constants: Any
+) -> tuple[float, Any]:
+    """The same on a GPU, of flat images; the force of all of them."""
+    xp, size = array_module(images[1]), images[1].size
+    count = shape[1] * shape[2] * -(-shape[0] // SEGMENT)
+    walk = [xp.asarray(np.asarray(numbers, np.int64)) for numbers in (shape, reach, core)]
+    means, place = constants[:2], (*walk, np.int64(SEGMENT), np.int64(count))
+    values, coefficients = xp.empty(count, np.float64), xp.empty(3 * size, np.float32)
+    cuda.launch("boxes", "box_coefficients", count, (*images, *place, *means, np.float32(floor), values, coefficients))
+    force = xp.empty(size, np.float32)
+    cuda.launch("boxes", "box_force", count, (*images, coefficients, *place, *means, np.float64(constants[2]), force))
+    return float(values.sum()), force

@@ -12,7 +12,8 @@ import numpy as np
 
 from histomri.backend import array_module
 from histomri.kernels.similarity.channels import Array, mean_over_channels
-from histomri.kernels.similarity.moments import weighted_line, weighted_sums
+from histomri.kernels.similarity.moments import Float, weighted_line, weighted_sums
+from histomri.kernels.similarity.passes import Core, Passes, evaluated, of_channels
 
 CONSTANT = 1e-13  # of the mean square: a variance below this share is rounding
 
@@ -40,22 +41,31 @@ def _one_channel_reference(fixed: Array, warped: Array, weight: Array) -> tuple[
 
 
 def ncc(fixed: Array, warped: Array, weight: Array) -> tuple[float, Array]:
-    """Value and force of ``1 - r`` (see the module); fused for arrays of NumPy."""
-    if array_module(warped) is not np:
-        return ncc_reference(fixed, warped, weight)
-    return mean_over_channels(_one_channel, fixed, warped, weight)
+    """Value and force of ``1 - r`` (see the module)."""
+    return evaluated(PASSES, fixed, warped, weight)
 
 
-def _one_channel(fixed: Array, warped: Array, weight: Array) -> tuple[float, Array]:
-    sums = weighted_sums(fixed, warped, weight)
+def _line(sums: Float) -> tuple[float, float, float, float]:
+    """``1 - r`` and a, b, c of ``force = w (a f + b m + c)``, from the sums of :func:`weighted_sums`."""
     if sums[0] <= 0:
-        return 1.0, np.zeros_like(warped)
+        return 1.0, 0.0, 0.0, 0.0
     mean_f, mean_m, *squares, product = sums[1:] / sums[0]
     var_f, var_m = squares[0] - mean_f**2, squares[1] - mean_m**2
     if var_f <= CONSTANT * squares[0] or var_m <= CONSTANT * squares[1]:
-        return 1.0, np.zeros_like(warped)
+        return 1.0, 0.0, 0.0, 0.0
     scale = (var_f * var_m) ** -0.5
     r = (product - mean_f * mean_m) * scale
-    # force = w (along_f f + along_m m + offset)
     along_f, along_m = -scale / sums[0], r / var_m / sums[0]
-    return float(1 - r), weighted_line(fixed, warped, weight, along_f, along_m, -along_f * mean_f - along_m * mean_m)
+    return float(1 - r), along_f, along_m, -along_f * mean_f - along_m * mean_m
+
+
+def _sums(fixed: Array, warped: Array, weight: Array, core: Core) -> Float:
+    return weighted_sums(fixed[core], warped[core], weight[core])
+
+
+def _force(fixed: Array, warped: Array, weight: Array, total: Float, core: Core) -> tuple[Float, Array]:
+    return np.zeros(0), weighted_line(fixed[core], warped[core], weight[core], *_line(total)[1:])
+
+
+PASSES = of_channels(Passes(0, _sums, _force, lambda total, more: _line(total)[0]))
+"""The same over parts."""

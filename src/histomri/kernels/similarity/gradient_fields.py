@@ -11,12 +11,16 @@ neighbours have no weight, or are beyond the border, has no gradient: ``v = min 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit, prange
 
-from histomri.backend import array_module
+from histomri.backend import array_module, to_device
+from histomri.kernels import cuda
 from histomri.kernels.similarity.channels import Array, mean_over_channels
-from histomri.kernels.similarity.moments import REORDERED
+from histomri.kernels.similarity.moments import REORDERED, flat
+from histomri.kernels.similarity.passes import Core, Float, Passes, of_channels, whole
 
 PLANES, ROWS = 8, 64  # of a volume, of an image: what one thread does at a time
 
@@ -73,24 +77,65 @@ def transposed_differences(parts: list[Array]) -> Array:
 
 
 def ngf(fixed: Array, warped: Array, weight: Array) -> tuple[float, Array]:
-    """Value and force of the normalised gradient fields (see the module); fused for arrays of NumPy."""
-    if array_module(warped) is not np:
-        return ngf_reference(fixed, warped, weight)
+    """Value and force of the normalised gradient fields (see the module)."""
     return mean_over_channels(_one_channel, fixed, warped, weight)
 
 
 def _one_channel(fixed: Array, warped: Array, weight: Array) -> tuple[float, Array]:
+    aligned, total, force = aligned_force(fixed, warped, weight, whole(warped.shape))
+    if total <= 0:
+        return 1.0, array_module(warped).zeros_like(warped)
+    force *= np.float32(1 / total)
+    return 1 - aligned / total, force
+
+
+def _sums(fixed: Array, warped: Array, weight: Array, core: Core) -> Float:
+    return np.array([float(least_of_neighbours(weight)[core].sum(dtype=np.float64))])
+
+
+def _force(fixed: Array, warped: Array, weight: Array, total: Float, core: Core) -> tuple[Float, Array]:
+    if total[0] <= 0:
+        return np.zeros(1), array_module(warped).zeros_like(warped[core])
+    aligned, _, force = aligned_force(fixed, warped, weight, core)
+    force *= np.float32(1 / total[0])
+    return np.array([aligned]), force
+
+
+def _value(total: Float, more: Float) -> float:
+    return float(1 - more[0] / total[0]) if total[0] > 0 else 1.0
+
+
+PASSES = of_channels(Passes(2, _sums, _force, _value))
+"""The same over parts; the whole in one pass is :func:`ngf`."""
+
+
+def aligned_force(fixed: Array, warped: Array, weight: Array, core: Core) -> tuple[float, float, Array]:
+    """``sum v <h, g>^2 / (a b)`` and ``sum v`` over the core, and there ``D^T c``, not yet divided by ``sum v``."""
     # an image is a volume whose rows are the planes and which has one row in each
     shape = warped.shape if warped.ndim == 3 else (warped.shape[0], 1, warped.shape[1])
+    parts = core if warped.ndim == 3 else (core[0], slice(0, 1), core[1])
+    if array_module(warped) is not np:
+        return _on_device(tuple(flat(a) for a in (fixed, warped, weight)), shape, parts, core, warped)
     f, m, w = (np.ascontiguousarray(a, np.float32).reshape(shape) for a in (fixed, warped, weight))
     slab = PLANES if warped.ndim == 3 else ROWS
     sums, force = np.zeros((-(-shape[0] // slab), 2)), np.empty(shape, np.float32)
-    _slabs(f, m, w, slab, warped.ndim == 3, sums, force)
-    aligned, total = sums.sum(axis=0)
-    if total <= 0:
-        return 1.0, np.zeros_like(warped)
-    force *= np.float32(1 / total)
-    return 1 - float(aligned / total), force.reshape(warped.shape)
+    ends = tuple(p.start for p in parts), tuple(p.stop for p in parts)
+    _slabs(f, m, w, slab, warped.ndim == 3, ends, sums, force)
+    aligned, total = (float(s) for s in sums.sum(axis=0))
+    return aligned, total, force.reshape(warped.shape)[core]
+
+
+def _on_device(images: Any, shape: tuple[int, ...], parts: Core, core: Core, like: Any) -> tuple[float, float, Any]:
+    """The same on a GPU, of flat images."""
+    xp, size, volume = array_module(like), like.size, np.int64(like.ndim == 3)
+    ends = [p.start for p in parts] + [p.stop for p in parts]
+    box, counted = (xp.asarray(np.asarray(numbers, np.int64)) for numbers in (shape, ends))
+    count = cuda.workers(size)
+    sums, c, force = xp.empty((2, count), np.float64), xp.empty(3 * size, np.float32), xp.empty(size, np.float32)
+    cuda.launch("edges", "edge_coefficients", count, (*images, box, counted, volume, np.int64(count), sums, c))
+    cuda.launch("edges", "edge_force", size, (c, box, volume, np.float32(1), force))
+    aligned, total = (float(s) for s in to_device(sums.sum(axis=1), "cpu"))
+    return aligned, total, force.reshape(like.shape)[core]
 
 
 @njit(cache=True, fastmath=REORDERED)
@@ -128,9 +173,16 @@ def _rows(image, z, y, volume):  # type: ignore[no-untyped-def]
     return image[z - 1, y], image[z + 1, y], image[z, y - 1] if volume else here, image[z, y + 1] if volume else here, here
 
 
+@njit(inline="always")
+def _cut(rows, part):  # type: ignore[no-untyped-def]
+    a, b = part
+    return rows[0][a:b], rows[1][a:b], rows[2][a:b], rows[3][a:b], rows[4][a:b]
+
+
 @njit(parallel=True, cache=True)
-def _slabs(fixed, warped, weight, slab, volume, sums, force):  # type: ignore[no-untyped-def]
+def _slabs(fixed, warped, weight, slab, volume, core, sums, force):  # type: ignore[no-untyped-def]
     depth, height, width = warped.shape
+    first, last = core
     margin = 1 if volume else 0
     for s in prange(sums.shape[0]):
         start = s * slab
@@ -140,12 +192,18 @@ def _slabs(fixed, warped, weight, slab, volume, sums, force):  # type: ignore[no
             for y in range(margin, height - margin):
                 h, g, w = _rows(fixed, z, y, volume), _rows(warped, z, y, volume), _rows(weight, z, y, volume)
                 k = z - start + 1
-                aligned, total = _row(
-                    h, g, w, volume, (c[0, k, y + 1][2:width], c[1, k, y + 1][2:width], c[2, k, y + 1][2:width])
-                )
-                if start <= z < stop:
-                    sums[s, 0] += aligned
-                    sums[s, 1] += total
+                cz, cy, cx = c[0, k, y + 1], c[1, k, y + 1], c[2, k, y + 1]
+                counted = start <= z < stop and first[0] <= z < last[0] and first[1] <= y < last[1]
+                low, high = max(first[2], 1), min(last[2], width - 1)
+                for begin, end, own in ((1, low, False), (low, high, counted), (high, width - 1, False)):
+                    if begin >= end:
+                        continue
+                    out = cz[begin + 1 : end + 1], cy[begin + 1 : end + 1], cx[begin + 1 : end + 1]
+                    part = begin - 1, end + 1
+                    aligned, total = _row(_cut(h, part), _cut(g, part), _cut(w, part), volume, out)
+                    if own:
+                        sums[s, 0] += aligned
+                        sums[s, 1] += total
         for z in range(start, stop):
             k = z - start + 1
             for y in range(height):

@@ -18,6 +18,7 @@ from histomri.backend import array_module
 from histomri.kernels.information import entropy
 from histomri.kernels.similarity import parzen
 from histomri.kernels.similarity.channels import Array, mean_over_channels
+from histomri.kernels.similarity.passes import Core, Float, Passes, evaluated, of_channels
 from histomri.kernels.similarity.windows import PAIRS, shares, slopes
 
 BINS = 32
@@ -94,9 +95,7 @@ def _pulled_back_reference(fixed: Array, warped: Array, weight: Array, slope: Ar
 
 
 def joint_histogram(fixed: Array, warped: Array, weight: Array, bins: int = BINS, window: str = "linear") -> Array:
-    """The same as :func:`joint_histogram_reference`; in float32 by :mod:`parzen` for arrays of NumPy."""
-    if array_module(warped) is not np:
-        return joint_histogram_reference(fixed, warped, weight, bins, window)
+    """The same as :func:`joint_histogram_reference`, by :mod:`parzen`; an array of NumPy."""
     counts = parzen.joint_histogram(fixed, warped, weight, bins, window)
     return counts / max(float(counts.sum()), TINY)
 
@@ -105,16 +104,24 @@ def information(
     fixed: Array, warped: Array, weight: Array, bins: int = BINS, window: str = "linear", kind: str = "nmi"
 ) -> tuple[float, Array]:
     """Value and force of the (normalised) mutual information (see the module)."""
-    if array_module(warped) is not np:
-        return information_reference(fixed, warped, weight, bins, window, kind)
+    return evaluated(passes(bins, window, kind), fixed, warped, weight)
 
-    def one_channel(f: Array, m: Array, w: Array) -> tuple[float, Array]:
-        counts = parzen.joint_histogram(f, m, w, bins, window)
-        total = max(float(counts.sum()), TINY)
-        value, slope = INFORMATION[kind](counts / total)
-        return value, parzen.pulled_back(f, m, w, slope / total, window)
 
-    return mean_over_channels(one_channel, fixed, warped, weight)
+def passes(bins: int = BINS, window: str = "linear", kind: str = "nmi") -> Passes:
+    """The same over parts."""
+
+    def sums(fixed: Array, warped: Array, weight: Array, core: Core) -> Float:
+        return parzen.joint_histogram(fixed[core], warped[core], weight[core], bins, window)
+
+    def force(fixed: Array, warped: Array, weight: Array, total: Float, core: Core) -> tuple[Float, Array]:
+        count = max(float(total.sum()), TINY)
+        slope = INFORMATION[kind](total / count)[1] / count
+        return np.zeros(0), parzen.pulled_back(fixed[core], warped[core], weight[core], slope, window)
+
+    def value(total: Float, more: Float) -> float:
+        return INFORMATION[kind](total / max(float(total.sum()), TINY))[0]
+
+    return of_channels(Passes(0, sums, force, value))
 
 
 def information_value(

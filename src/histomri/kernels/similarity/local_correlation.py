@@ -18,7 +18,8 @@ import numpy as np
 from histomri.backend import array_module
 from histomri.kernels.similarity.boxes import box_correlation
 from histomri.kernels.similarity.channels import Array, mean_over_channels
-from histomri.kernels.similarity.moments import weighted_sums
+from histomri.kernels.similarity.moments import Float, weighted_sums
+from histomri.kernels.similarity.passes import Core, Passes, evaluated, of_channels
 
 RADIUS = 2
 FLOOR = 1e-3
@@ -66,15 +67,26 @@ def box_sum(image: Array, radius: int) -> Array:
 
 
 def lncc(fixed: Array, warped: Array, weight: Array, radius: int = RADIUS, floor: float = FLOOR) -> tuple[float, Array]:
-    """Value and force of the local squared correlation (see the module); by :mod:`boxes` for arrays of NumPy."""
-    if array_module(warped) is not np:
-        return lncc_reference(fixed, warped, weight, radius, floor)
+    """Value and force of the local squared correlation (see the module), by :mod:`boxes`."""
+    return evaluated(passes(radius, floor), fixed, warped, weight)
 
-    def one_channel(f: Array, m: Array, w: Array) -> tuple[float, Array]:
-        total, sum_f, sum_m = (float(x) for x in weighted_sums(f, m, w)[:3])
-        if total <= 0:
-            return 1.0, np.zeros_like(m)
-        value, force = box_correlation(f, m, w, radius, floor, (total, sum_f, sum_m))
-        return 1 - value / total, force
 
-    return mean_over_channels(one_channel, fixed, warped, weight)
+def passes(radius: int = RADIUS, floor: float = FLOOR) -> Passes:
+    """The same over parts, with a halo of two radii."""
+
+    def force(fixed: Array, warped: Array, weight: Array, total: Float, core: Core) -> tuple[Float, Array]:
+        if total[0] <= 0:
+            return np.zeros(1), array_module(warped).zeros_like(warped[core])
+        constants = float(total[0]), float(total[1]), float(total[2])
+        value, slope = box_correlation(fixed, warped, weight, radius, floor, constants, core)
+        return np.array([value]), slope
+
+    return of_channels(Passes(2 * radius, _sums, force, _value))
+
+
+def _sums(fixed: Array, warped: Array, weight: Array, core: Core) -> Float:
+    return weighted_sums(fixed[core], warped[core], weight[core])[:3]
+
+
+def _value(total: Float, more: Float) -> float:
+    return float(1 - more[0] / total[0]) if total[0] > 0 else 1.0

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
+
+from histomri.backend import array_module, to_device
+from histomri.kernels import cuda
 
 Array = NDArray[np.float32]
 Float = NDArray[np.float64]
@@ -33,13 +38,22 @@ def _sums(fixed, warped, weight, out):  # type: ignore[no-untyped-def]
         out[block, 3], out[block, 4], out[block, 5] = s3, s4, s5
 
 
-def flat(array: Array) -> Array:
+def flat(array: Any) -> Any:
     """All values in a row, contiguous float32."""
-    return np.ascontiguousarray(array, np.float32).reshape(-1)
+    return array_module(array).ascontiguousarray(array, np.float32).reshape(-1)
+
+
+def _sums_on_device(fixed: Any, warped: Any, weight: Any) -> Float:
+    count = cuda.workers(fixed.size)
+    out = array_module(fixed).empty((6, count), np.float64)
+    cuda.launch("moments", "weighted_sums", count, (fixed, warped, weight, np.int64(fixed.size), np.int64(count), out))
+    return np.asarray(to_device(out.sum(axis=1), "cpu"), np.float64)
 
 
 def weighted_sums(fixed: Array, warped: Array, weight: Array) -> Float:
     """``sum w (1, f, m, f f, m m, f m)`` (6,) of single-channel images of one shape."""
+    if array_module(warped) is not np:
+        return _sums_on_device(flat(fixed), flat(warped), flat(weight))
     out = np.empty((-(-fixed.size // BLOCK), 6))
     _sums(flat(fixed), flat(warped), flat(weight), out)
     total: Float = out.sum(axis=0)
@@ -58,6 +72,11 @@ def _line(fixed, warped, weight, a, b, c, out):  # type: ignore[no-untyped-def]
 
 def weighted_line(fixed: Array, warped: Array, weight: Array, a: float, b: float, c: float) -> Array:
     """``w (a f + b m + c)`` of single-channel images of one shape, in float64 until it is stored."""
-    out = np.empty(warped.size, np.float32)
-    _line(flat(fixed), flat(warped), flat(weight), float(a), float(b), float(c), out)
+    images = flat(fixed), flat(warped), flat(weight)
+    out: Array = array_module(warped).empty(warped.size, np.float32)
+    if array_module(warped) is not np:
+        numbers = (np.float64(x) for x in (a, b, c))
+        cuda.launch("moments", "weighted_line", out.size, (*images, np.int64(out.size), *numbers, out))
+    else:
+        _line(*images, float(a), float(b), float(c), out)
     return out.reshape(warped.shape)

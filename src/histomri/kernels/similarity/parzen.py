@@ -7,10 +7,15 @@ flat regions need not wait for the sum before. Cells are float32 and are added t
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
+from histomri.backend import array_module, to_device
+from histomri.kernels import cuda
 from histomri.kernels.similarity.lanes import Lanes, adder
 from histomri.kernels.similarity.moments import flat
 
@@ -20,6 +25,7 @@ CHUNK = 512
 FLUSH = 65536
 PARTS = 64
 LEAST = 16384  # voxels of a part
+CELLS = 4096  # of a histogram on the GPU, in a block's shared memory
 FAST = {"nsz", "contract"}  # sums keep their order
 
 
@@ -101,6 +107,8 @@ def _joint(fixed, warped, weight, bins, cubic, size, out):  # type: ignore[no-un
 def joint_histogram(fixed: Array, warped: Array, weight: Array, bins: int, window: str) -> Float:
     """``sum_i w_i s_k(f_i) s_l(m_i)`` (bins, bins) of float32 arrays of one size; not divided by the total weight."""
     f, m, w = flat(fixed), flat(warped), flat(weight)
+    if array_module(warped) is not np:
+        return _joint_on_device((f, m, w), bins, window == "cubic")
     size = max(LEAST, -(-f.size // PARTS))
     out = np.zeros((-(-f.size // size), bins, bins))
     _joint(f, m, w, bins, window == "cubic", size, out)
@@ -141,6 +149,42 @@ def pulled_back(fixed: Array, warped: Array, weight: Array, slope: Float, window
     table = slope * ((bins - 4) / 2)
     if window == "linear":
         table = np.diff(slope, axis=1, append=slope[:, -1:]) * (bins - 1)
-    out = np.empty(warped.size, np.float32)
-    _force(flat(fixed), flat(warped), flat(weight), np.ascontiguousarray(table, np.float32), window == "cubic", out)
+    xp, cubic, images = array_module(warped), window == "cubic", (flat(fixed), flat(warped), flat(weight))
+    out: Array = xp.empty(warped.size, np.float32)
+    cells = xp.asarray(np.ascontiguousarray(table, np.float32))
+    if xp is not np:
+        sizes = np.int64(out.size), np.int64(bins), np.int64(cubic)
+        cuda.launch("histogram", "pulled_back", out.size, (*images, *sizes, cells, out))
+    else:
+        _force(*images, cells, cubic, out)
     return out.reshape(warped.shape)
+
+
+def _scale(weight: Any, top: float = 1.0) -> float:
+    """What makes whole numbers of shares of a weight times at most ``top``, none of whose sums outgrows 63 bits."""
+    most = float(weight.max()) * top if weight.size else 0.0
+    return 2.0 ** min(61 - math.ceil(math.log2(weight.size + 1)), 40) / most if 0 < most < math.inf else 1.0
+
+
+def _joint_on_device(images: Any, bins: int, cubic: bool) -> Float:
+    xp, size = array_module(images[1]), images[1].size
+    if bins * bins > CELLS:
+        raise ValueError(f"on a GPU a joint histogram has at most {math.isqrt(CELLS)} bins a side; got {bins}.")
+    count, scale = cuda.workers(size), _scale(images[2])
+    out = xp.zeros(bins * bins, np.uint64)
+    numbers = (np.int64(n) for n in (size, count, bins, cubic))
+    cuda.launch("histogram", "joint_histogram", count, (*images, *numbers, np.float64(scale), out))
+    whole = np.asarray(to_device(out, "cpu")).view(np.int64)
+    return np.maximum(whole.reshape(bins, bins) / scale, 0)
+
+
+def binned_on_device(images: Any, bins: int) -> Float:
+    """Sums of w, w m, w m m (bins, 3) in each bin of the fixed values, of flat images on a GPU."""
+    xp, size = array_module(images[1]), images[1].size
+    top = float(abs(images[1]).max()) if size else 0.0
+    count, scales = cuda.workers(size), [_scale(images[2], top**k) for k in range(3)]
+    out = xp.zeros(3 * bins, np.uint64)
+    numbers = (*(np.int64(n) for n in (size, count, bins)), *(np.float64(s) for s in scales))
+    cuda.launch("histogram", "binned", count, (*images, *numbers, out))
+    whole = np.asarray(to_device(out, "cpu")).view(np.int64).reshape(3, bins)
+    return np.ascontiguousarray((whole / np.asarray(scales)[:, None]).T)

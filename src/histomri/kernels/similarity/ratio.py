@@ -13,10 +13,13 @@ import numpy as np
 from numba import njit, prange
 
 from histomri.backend import array_module
+from histomri.kernels import cuda
+from histomri.kernels.similarity import parzen
 from histomri.kernels.similarity.channels import Array, mean_over_channels
 from histomri.kernels.similarity.correlation import CONSTANT
-from histomri.kernels.similarity.moments import BLOCK, flat
+from histomri.kernels.similarity.moments import BLOCK, Float, flat
 from histomri.kernels.similarity.parzen import place
+from histomri.kernels.similarity.passes import Core, Passes, evaluated, of_channels
 from histomri.kernels.similarity.windows import shares
 
 BINS = 32
@@ -59,29 +62,56 @@ def _binned(first: Array, share: Array, values: Array, bins: int) -> Array:
 
 def cr(fixed: Array, warped: Array, weight: Array, bins: int = BINS) -> tuple[float, Array]:
     """Value and force of the correlation ratio (see the module); fused for arrays of NumPy."""
-    if array_module(warped) is not np:
-        return cr_reference(fixed, warped, weight, bins)
-
-    def one_channel(f: Array, m: Array, w: Array) -> tuple[float, Array]:
-        return _one_channel(flat(f), flat(m), flat(w), bins, m.shape)
-
-    return mean_over_channels(one_channel, fixed, warped, weight)
+    return evaluated(passes(bins), fixed, warped, weight)
 
 
-def _one_channel(f: Array, m: Array, w: Array, bins: int, shape: tuple[int, ...]) -> tuple[float, Array]:
-    blocks = np.empty((-(-m.size // BLOCK), bins, 3))
-    _bins(f, m, w, bins, blocks)
-    count, summed, squared = blocks.sum(axis=0).T
+def passes(bins: int = BINS) -> Passes:
+    """The same over parts."""
+
+    def sums(fixed: Array, warped: Array, weight: Array, core: Core) -> Float:
+        return binned_sums(fixed[core], warped[core], weight[core], bins)
+
+    def force(fixed: Array, warped: Array, weight: Array, total: Float, core: Core) -> tuple[Float, Array]:
+        _, means, constants = _explained(total)
+        return np.zeros(0), expected_force(fixed[core], warped[core], weight[core], means, constants)
+
+    return of_channels(Passes(0, sums, force, lambda total, more: _explained(total)[0]))
+
+
+def _explained(sums: Float) -> tuple[float, Float, tuple[float, float, float]]:
+    """Value, means M_k - mean of the bins, and ``scale, ratio, mean`` of ``force = scale w (ratio (m - mean) - E(f))``."""
+    count, summed, squared = sums.T
     total, mean, square = (float(x.sum()) / max(float(count.sum()), 1e-30) for x in (count, summed, squared))
     variance = square - mean * mean
     if total <= 0 or variance <= CONSTANT * square:
-        return 1.0, np.zeros(shape, np.float32)
+        return 1.0, np.zeros(len(count)), (0.0, 0.0, 0.0)
     means = np.where(count > 0, summed / np.maximum(count, 1e-30), mean) - mean
     ratio = float((count * means * means).sum() / count.sum()) / variance
-    force = np.empty(m.size, np.float32)
-    # force = scale w (ratio (m - mean) - E(f)) with E by linear windows
-    _force(f, m, w, means.astype(np.float32), np.array([2 / variance / count.sum(), ratio, mean], np.float32), force)
-    return 1 - ratio, force.reshape(shape)
+    return 1 - ratio, means, (float(2 / variance / count.sum()), ratio, mean)
+
+
+def binned_sums(fixed: Array, warped: Array, weight: Array, bins: int) -> Float:
+    """Sums of w, w m, w m m in each bin of the fixed values, (bins, 3)."""
+    images = flat(fixed), flat(warped), flat(weight)
+    if array_module(warped) is not np:
+        return parzen.binned_on_device(images, bins)
+    blocks = np.empty((-(-warped.size // BLOCK), bins, 3))
+    _bins(*images, bins, blocks)
+    total: Float = blocks.sum(axis=0)
+    return total
+
+
+def expected_force(fixed: Array, warped: Array, weight: Array, means: Float, constants: tuple[float, float, float]) -> Array:
+    """``scale w (ratio (m - mean) - E(f))`` with E by linear windows over ``means``."""
+    xp, images = array_module(warped), (flat(fixed), flat(warped), flat(weight))
+    force, table = xp.empty(warped.size, np.float32), xp.asarray(means.astype(np.float32))
+    if xp is not np:
+        numbers = (np.float32(x) for x in constants)
+        sizes = np.int64(force.size), np.int64(len(means))
+        cuda.launch("histogram", "expected_force", force.size, (*images, *sizes, table, *numbers, force))
+    else:
+        _force(*images, table, np.array(constants, np.float32), force)
+    return force.reshape(warped.shape)
 
 
 @njit(parallel=True, cache=True)

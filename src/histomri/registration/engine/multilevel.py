@@ -13,7 +13,6 @@ from scipy import ndimage
 from histomri.core import Grid, Image, InputError, RegistrationError
 from histomri.core.errors import Problem
 from histomri.kernels.folding import least_jacobian
-from histomri.kernels.interpolate import warp
 from histomri.registration.alignment import Progress, part, silent
 from histomri.registration.engine import checks
 from histomri.registration.engine.models import (
@@ -29,10 +28,13 @@ from histomri.registration.engine.models import (
 )
 from histomri.registration.engine.objective import Guidance, Level, Objective
 from histomri.registration.engine.optimisers import OPTIMISERS, Outcome, Settings
+from histomri.registration.engine.parts import dissimilarity, overlap, pixel_bytes
 from histomri.registration.engine.pyramid import ORIENTED, Source, factors, make_level
 from histomri.registration.engine.splines import resampled
 from histomri.registration.engine.thin_plate import landmark_spline
 from histomri.registration.metrics import METRICS, Metric
+from histomri.tiling.boxes import fitting
+from histomri.tiling.smooth import reach
 from histomri.transforms import Affine, Chain, DisplacementField, Transform
 
 Float = NDArray[np.float64]
@@ -55,7 +57,9 @@ class Options:
     B-splines' control points; ``iterations`` per level, coarse to fine, the last value for all further ones; ``tolerance`` of
     ``optimisers``; ``step_px``: reach of the first step; ``bounds`` of linear models relative to their start;
     ``landmark_weight``: what a mean squared landmark distance of 1 % of the fixed image's diagonal adds to the objective;
-    ``approximation`` of ``landmark_spline``; ``keep``: how many of several starts are refined; ``seed`` of optimisers that draw.
+    ``approximation`` of ``landmark_spline``; ``keep``: how many of several starts are refined; ``seed`` of optimisers that draw;
+    ``memory_bytes``: what the evaluation of the images may take beside the level itself, None for no limit. A level that takes
+    more is evaluated in parts, with the same result to rounding.
     """
 
     window_px: float = 3.0
@@ -70,6 +74,7 @@ class Options:
     keep: int = 3
     seconds: float | None = None
     seed: int = 0
+    memory_bytes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -169,7 +174,16 @@ class _Plan:
         return (*chain, chain[-1]) if name in LINEAR and self.metric.name in ORIENTED else chain
 
     def level(self, state: _State, factor: int) -> Level:
-        return make_level(self.fixed, self.moving, state.matrix, factor, self.metric)
+        level = make_level(self.fixed, self.moving, state.matrix, factor, self.metric)
+        return replace(level, tile=self.tile(level, self.options.memory_bytes))
+
+    def tile(self, level: Level, memory_bytes: float | None) -> tuple[int, ...]:
+        """The shape of the parts in which a level is evaluated to keep to a memory; empty for the whole."""
+        if memory_bytes is None:
+            return ()
+        ndim = level.fixed.ndim
+        halo = max(self.metric.passes.halo, *reach(self.options.window_px, ndim))
+        return fitting(level.fixed.shape, pixel_bytes(level.fixed_features.shape[-1], ndim), memory_bytes, halo)
 
     def chosen(self, name: str) -> str:
         """The optimiser that suits a model and the metric, unless one was asked for."""
@@ -355,8 +369,8 @@ def _objective(plan: _Plan, name: str, state: _State, level: Level, model: Any, 
     penalties = DEFAULT_PENALTIES.get(name, {}) if plan.penalties is None else dict(plan.penalties)
     unit = float(np.prod(plan.fixed.grid.spacing_mm) ** (1 / plan.fixed.grid.ndim))
     displacement = None if model.linear else model.displacement(start)
-    overlap = float(level.overlap(matrix, displacement).sum(dtype=np.float64))
-    return Objective(level, plan.metric, model, matrix, penalties, unit, plan.guidance, LEAST_OVERLAP * overlap)
+    least = LEAST_OVERLAP * overlap(level, matrix, displacement)
+    return Objective(level, plan.metric, model, matrix, penalties, unit, plan.guidance, least)
 
 
 def _run(optimiser: str, objective: Objective, start: Float, settings: Settings) -> Outcome:
@@ -400,7 +414,7 @@ def _valued(plan: _Plan, starts: list[Float], name: str, factor: int) -> list[tu
     for matrix in starts:
         level = plan.level(_State(matrix), factor)
         onto = level.onto(matrix)
-        weight = float(level.overlap(onto).sum(dtype=np.float64))
+        weight = overlap(level, onto)
         if weight > 0:
             model = _model(plan, name, _State(matrix), level)
             found.append((matrix, Objective(level, plan.metric, model, onto).at(model.start())[0], weight))
@@ -445,9 +459,7 @@ def _dissimilarity(plan: _Plan, state: _State, factor: int) -> float:
     level = plan.level(state, factor)
     displacement = state.on(level.fixed)
     matrix = level.onto(state.matrix)
-    weight = level.overlap(matrix, displacement)
-    warped = warp(level.moving_features, matrix, level.fixed.shape, displacement, outside="edge")
-    return float(plan.metric.value(level.fixed_features, warped, weight))
+    return dissimilarity(level, plan.metric, matrix, displacement)
 
 
 def _least_jacobian(plan: _Plan, state: _State) -> float:

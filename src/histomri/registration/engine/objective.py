@@ -17,21 +17,17 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from histomri.core import Grid
-from histomri.kernels.flow import flow_terms
-from histomri.kernels.flow_3d import flow_terms_3d, solve_3d
-from histomri.kernels.gaussian import gaussian
-from histomri.kernels.interpolate import warp, warp_with_gradient
+from histomri.kernels.interpolate import warp
 from histomri.kernels.normal_equations import normal_equations
 from histomri.registration.engine.models import Diffeomorphic, Linear, Model
+from histomri.registration.engine.parts import dissimilarity, evaluate, newton, overlap
 from histomri.registration.engine.regularisation import landmark_distance, penalty
 from histomri.registration.metrics import Metric
 from histomri.registration.samples import Channels, draw_samples
+from histomri.tiling.boxes import Box, boxes
 
 Float = NDArray[np.float64]
 Array = NDArray[np.float32]
-
-# damping of the windowed Gauss-Newton update, relative to the mean structure
-RIDGE = 0.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +35,8 @@ class Level:
     """Both images at one level: features (*shape, c) and weights (*shape), each on its own grid.
 
     ``outer`` (ndim + 1, ndim + 1) takes the moving grid's mm to those of the moving image: the identity, or the pose in which the
-    moving image was resampled before its features were made.
+    moving image was resampled before its features were made. ``tile`` is the shape of the parts that are evaluated one at a time,
+    on ``device``; empty for the whole.
     """
 
     fixed: Grid
@@ -49,6 +46,13 @@ class Level:
     weight: Array
     moving_weight: Array
     outer: Float
+    tile: tuple[int, ...] = ()
+    device: str = "cpu"
+
+    @cached_property
+    def boxes(self) -> list[Box]:
+        """The parts in which the fixed grid is evaluated."""
+        return boxes(self.fixed.shape, self.tile or self.fixed.shape)
 
     def onto(self, matrix: Float) -> Float:
         """A matrix (fixed mm to moving mm) as one from indices to indices of the level."""
@@ -115,10 +119,10 @@ class Objective:
             return np.inf, np.zeros_like(theta)
         placed = self.model.displacement(theta)
         matrix, displacement = (placed, None) if self.model.linear else (self.matrix, placed)
-        value, force = self._images(matrix, displacement)
+        value, force = evaluate(self.level, self.metric, matrix, displacement, self.least_weight)
         if not np.isfinite(value):
             return np.inf, np.zeros(self.model.start().shape)
-        slope = np.linalg.solve(matrix[:-1, :-1].T, matrix_force(force)) if displacement is None else force
+        slope = np.linalg.solve(matrix[:-1, :-1].T, force) if displacement is None else force
         for part, more in self._others(matrix, displacement):
             value, slope = value + part, slope + more
         return value, self.model.pull_back(theta, slope)
@@ -126,17 +130,10 @@ class Objective:
     def dissimilarity(self, theta: Float) -> float:
         """The metric's value alone."""
         placed = self.model.displacement(theta)
-        return self._images(*((placed, None) if self.model.linear else (self.matrix, placed)))[0]
-
-    def _images(self, matrix: Float, displacement: Array | None) -> tuple[float, Array]:
-        """The metric's value, and its derivative by the displacement, (*shape, ndim)."""
-        level = self.level
-        weight = level.overlap(matrix, displacement)
-        if not float(weight.sum(dtype=np.float64)) > self.least_weight:
-            return np.inf, np.zeros((*level.fixed.shape, level.fixed.ndim), np.float32)
-        warped, gradient = warp_with_gradient(level.moving_features, matrix, level.fixed.shape, displacement, outside="edge")
-        value, force = self.metric.evaluate(level.fixed_features, warped, weight)
-        return float(value), np.einsum("...c,...cn->...n", force, gradient)
+        matrix, displacement = (placed, None) if self.model.linear else (self.matrix, placed)
+        if not overlap(self.level, matrix, displacement) > self.least_weight:
+            return np.inf
+        return dissimilarity(self.level, self.metric, matrix, displacement)
 
     def _others(self, matrix: Float, displacement: Array | None) -> list[tuple[float, Any]]:
         """Values of the penalties and the landmarks, and their derivatives by the displacement or the matrix."""
@@ -188,21 +185,10 @@ class Objective:
         return self._with_landmarks(theta, (value, chain.T @ slope, chain.T @ curve @ chain))
 
     def newton(self, theta: Float) -> tuple[float, Array]:
-        """Value and windowed Gauss-Newton update (Lucas and Kanade 1981) of a displacement under a metric of residuals.
-
-        ``d = -(G * T + ridge)^-1 G * b`` with ``T = w sum_c g_c g_c^T`` and ``b = w sum_c r_c g_c``, at most one pixel.
-        """
-        model, level = self.model, self.level
-        assert isinstance(model, Diffeomorphic)
-        displacement = model.displacement(theta)
-        weight = level.overlap(self.matrix, displacement)
-        total = float(weight.sum(dtype=np.float64))
-        if not total > self.least_weight:
-            return np.inf, np.zeros_like(displacement)
-        images = level.fixed_features, level.moving_features, weight, self.matrix, displacement
-        terms = flow_terms(*images) if level.fixed.ndim == 2 else flow_terms_3d(*images)
-        value = float(terms[..., -1].sum(dtype=np.float64)) / total
-        return value, solved(gaussian(terms[..., :-1], model.window_px, level.fixed.ndim))
+        """Value and windowed Gauss-Newton update of a displacement under a metric of residuals (:func:`parts.newton`)."""
+        assert isinstance(self.model, Diffeomorphic)
+        placed = self.model.displacement(theta)
+        return newton(self.level, self.matrix, placed, self.model.window_px, self.least_weight)
 
     def take(self, theta: Float, update: Array) -> Float:
         """Where an update leads."""
@@ -235,35 +221,8 @@ class Objective:
         return (world - model.frame[:-1, -1]) / model.frame[0, 0], np.ascontiguousarray(features), index
 
 
-def solved(terms: Array) -> Array:
-    """``-(T + ridge)^-1 b``, at most one pixel, of terms (*shape, 5 or 9): the upper triangle of T, then b.
-
-    The ridge is ``RIDGE`` times the mean structure, so that what has none stays where it is.
-    """
-    if terms.shape[-1] == 9:
-        ridge = RIDGE * float(terms[..., [0, 3, 5]].mean(dtype=np.float64)) + 1e-9
-        return solve_3d(np.concatenate([terms, np.zeros_like(terms[..., :1])], axis=-1), ridge, 1.0)
-    ridge = RIDGE * float(terms[..., [0, 2]].mean(dtype=np.float64)) + 1e-9
-    yy, yx, xx = terms[..., 0] + ridge, terms[..., 1], terms[..., 2] + ridge
-    step = np.stack([yx * terms[..., 4] - xx * terms[..., 3], yx * terms[..., 3] - yy * terms[..., 4]], axis=-1)
-    step /= (yy * xx - yx * yx)[..., None]
-    length = np.sqrt((step**2).sum(axis=-1, keepdims=True))
-    return np.asarray(step / np.maximum(length, 1.0), np.float32)
-
-
 def _homogeneous(points: Float) -> Float:
     return np.concatenate([points, np.ones((len(points), 1))], axis=1)
-
-
-def matrix_force(force: Array) -> Float:
-    """``sum_p force(p) (p, 1)^T`` (ndim, ndim + 1) of a force (*shape, ndim): sums along the axes, in float64 and in order."""
-    ndim = force.shape[-1]
-    columns = []
-    for axis in range(ndim):
-        others = tuple(a for a in range(ndim) if a != axis)
-        profile = force.sum(axis=others, dtype=np.float64)
-        columns.append((profile * np.arange(len(profile))[:, None]).sum(axis=0))
-    return np.stack([*columns, profile.sum(axis=0)], axis=1)
 
 
 def node_weights(index: Float, shape: tuple[int, ...]) -> Any:
