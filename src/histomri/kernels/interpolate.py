@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 
 from histomri.backend import array_module
 from histomri.kernels import cuda, runs
-from histomri.kernels.runs import RUN, SUM
+from histomri.kernels.runs import RUN, WHOLE
+from histomri.kernels.vectors import LANES
 
 Array = NDArray[np.float32]
 Order = Literal["nearest", "linear", "cubic"]
@@ -68,43 +69,44 @@ Field = Array | CoarseField
 
 
 @njit(cache=True)
-def _place(job, row, begin, half, s):  # type: ignore[no-untyped-def]
+def _place(job, taps, row, begin, s):  # type: ignore[no-untyped-def]
     """Displacements and cells of the run that begins at column ``begin`` of a row; its length."""
     source, target, bend = job
     height, width = target.shape[1], target.shape[2]
     count = min(RUN, width - begin)
-    first = (target.start[0] + row // height, target.start[1] + row % height, target.start[2] + begin)
+    first = (target.start[0] + row // height, target.start[1] + row % height)
+    if begin == 0:
+        runs.aim(target, source, taps, first, s)
     if begin == 0 and bend.kind == 2:
         runs.blend_nodes(bend, target.ndim, first[0], first[1], s.line)
-    runs.displace(bend, target.ndim, row * width + begin, first[2], count, s)
-    runs.find_cells(target, source, first, half, s)
+    runs.displace(bend, target.ndim, row * width + begin, target.start[2] + begin, count, s)
+    runs.find_cells(target.ndim, target.start[2] + begin, count, s)
     return count
 
 
 @njit(cache=True)
-def _nearest_run(source, count, cell, out):  # type: ignore[no-untyped-def]
+def _nearest_run(source, count, s, out):  # type: ignore[no-untyped-def]
     depth, height, width = source.size
     for i in range(count):
-        z, y, x = np.int64(cell[i]), np.int64(cell[RUN + i]), np.int64(cell[2 * RUN + i])
+        z, y, x = s.cell[i], s.cell[RUN + i], s.cell[2 * RUN + i]
         inside = 0 <= z < depth and 0 <= y < height and 0 <= x < width
-        at = ((z * height + y) * width + x) * source.channels
         for c in range(source.channels):
-            out[i * source.channels + c] = source.values[at + c] if inside else 0
+            out[i * source.channels + c] = source.values[s.offset[i] + c] if inside else 0
 
 
 @njit(cache=True)
-def _sum_run(source, taps, with_slopes, at, s):  # type: ignore[no-untyped-def]
-    """Value, and if asked for derivatives by q, of a channel over a run, into the rows ``SUM``; ``at`` = (channel, broken)."""
-    total = runs.ahead(s.real, SUM)
-    for i in range(4 * RUN):
-        total[i] = 0
+def _sum_lines(source, taps, with_slopes, at, s):  # type: ignore[no-untyped-def]
+    """Value, and if asked for derivatives by q, of a channel over a vector into ``s.total``; ``at`` = (channel, broken)."""
+    for row in range(4 if with_slopes else 1):
+        for i in range(LANES):
+            s.total[row * RUN + i] = 0
     for z in range(taps[0]):
         for y in range(taps[1]):
             runs.fetch_line(source, taps, (z, y, at[0]), at[1], s)
             if with_slopes:
-                runs.add_line_with_slopes(taps, (z, y), s.real)
+                runs.add_line_with_slopes(taps, (z, y), s.real, s.total)
             else:
-                runs.add_line(taps, (z, y), s.real)
+                runs.add_line(taps, (z, y), s.real, s.total)
 
 
 @njit(cache=True)
@@ -123,24 +125,48 @@ def _put_slopes(target, step, count, total, slopes):  # type: ignore[no-untyped-
 
 
 @njit(cache=True)
-def _run(job, taps, count, s, out, slopes, with_slopes):  # type: ignore[no-untyped-def]
+def _put(job, count, channel, s, out, slopes, with_slopes):  # type: ignore[no-untyped-def]
+    channels, ndim = job[0].channels, job[1].ndim
+    for i in range(count):
+        out[i * channels + channel] = s.total[i]
+    if with_slopes:
+        _put_slopes(job[1], channels * ndim, count, s.total, runs.ahead(slopes, channel * ndim))
+
+
+@njit(cache=True)
+def _general(job, taps, count, s, out, slopes, with_slopes):  # type: ignore[no-untyped-def]
+    """A vector with any number of taps, wherever it lies."""
     source, target, _ = job
     channels, ndim = source.channels, target.ndim
-    broken, outside = runs.find_offsets(source, taps, count, s)
+    broken, outside = runs.list_broken(source, taps, count, s)
     if outside:
         for i in range(count * channels):
             out[i] = 0
         for i in range(count * channels * ndim if with_slopes else 0):
             slopes[i] = 0
         return
-    runs.weigh(taps, with_slopes, s.real)
-    total = runs.ahead(s.real, SUM)
+    runs.weigh(taps, with_slopes, s)
     for c in range(channels):
-        _sum_run(source, taps, with_slopes, (c, broken), s)
-        for i in range(count):
-            out[i * channels + c] = total[i]
+        _sum_lines(source, taps, with_slopes, (c, broken), s)
+        _put(job, count, c, s, out, slopes, with_slopes)
+
+
+@njit(cache=True)
+def _run(job, taps, count, s, out, slopes, with_slopes):  # type: ignore[no-untyped-def]
+    source, ndim, channels, linear = job[0], job[1].ndim, job[0].channels, taps[2] == 2
+    held = runs.can_be_held(source, taps)
+    for c in range(channels if linear else 0):
         if with_slopes:
-            _put_slopes(target, channels * ndim, count, total, runs.ahead(slopes, c * ndim))
+            runs.sum_whole_with_slopes(source, ndim, c, count, s)
+        else:
+            runs.sum_whole(source, ndim, c, count, s)
+        if held:
+            runs.sum_partly(source, ndim, with_slopes, count, s)
+        _put(job, count, c, s, out, slopes, with_slopes)
+    for at in range(0, 0 if held else count, LANES):
+        if not linear or s.integer[WHOLE + at] == 0:
+            part, derivative = runs.ahead(out, at * channels), runs.ahead(slopes, at * channels * ndim)
+            _general(job, taps, min(LANES, count - at), runs.at_vector(s, at), part, derivative, with_slopes)
 
 
 @njit(cache=True)
@@ -161,36 +187,47 @@ def _job(values, whole, real, matrix, dense, coarse):  # type: ignore[no-untyped
 @njit(cache=True)
 def _buffers(coarse):  # type: ignore[no-untyped-def]
     """Buffers for runs: no displacement yet, the z axis of one plane has the weight 1."""
-    reals = np.zeros(runs.REALS + coarse.shape[2] * coarse.shape[3], np.float32)
-    reals[runs.WEIGHT : runs.WEIGHT + RUN] = 1
-    return reals, np.zeros(runs.INTEGERS, np.int32), np.zeros(RUN, np.int64)
+    reals = np.zeros(10 * RUN + runs.REALS + coarse.shape[2] * coarse.shape[3], np.float32)
+    reals[10 * RUN + runs.WEIGHT : 10 * RUN + runs.WEIGHT + LANES] = 1
+    return reals, np.zeros(3 * RUN + runs.INTEGERS, np.int32), np.zeros(runs.DOUBLES), np.zeros(RUN, np.int64)
 
 
 @njit(cache=True)
-def _scratch(reals, integers, offsets):  # type: ignore[no-untyped-def]
-    real = runs.pointer(reals)
-    return runs.Scratch(real, runs.pointer(integers), runs.pointer(offsets), runs.ahead(real, runs.REALS))
+def _scratch(reals, integers, doubles, offsets):  # type: ignore[no-untyped-def]
+    moved, cell = runs.pointer(reals), runs.pointer(integers)
+    real = runs.ahead(moved, 10 * RUN)
+    return runs.Scratch(
+        moved,
+        runs.ahead(moved, 3 * RUN),
+        cell,
+        runs.pointer(offsets),
+        runs.ahead(moved, 6 * RUN),
+        real,
+        runs.ahead(cell, 3 * RUN),
+        runs.pointer(doubles),
+        runs.ahead(real, runs.REALS),
+    )
 
 
 @njit(cache=True)
-def _keep(reals, integers, offsets):  # type: ignore[no-untyped-def]
+def _keep(reals, integers, doubles, offsets):  # type: ignore[no-untyped-def]
     """Called last, so that the buffers to which pointers were taken live until then."""
-    reals[0] = integers[0] = offsets[0] = 0
+    reals[0] = integers[0] = doubles[0] = offsets[0] = 0
 
 
 @njit(parallel=True, cache=True)
 def _warp_nearest(values, whole, real, matrix, dense, coarse, out):  # type: ignore[no-untyped-def]
     rows, width, channels = whole[1, 0] * whole[1, 1], whole[1, 2], whole[3, 0]
     for block in prange((rows + ROWS - 1) // ROWS):
-        job, _ = _job(values, whole, real, matrix, dense, coarse)
-        reals, integers, offsets = _buffers(coarse)
-        s = _scratch(reals, integers, offsets)
+        job, taps = _job(values, whole, real, matrix, dense, coarse)
+        reals, integers, doubles, offsets = _buffers(coarse)
+        s = _scratch(reals, integers, doubles, offsets)
         for row in range(block * ROWS, min(block * ROWS + ROWS, rows)):
             for begin in range(0, width, RUN):
-                count = _place(job, row, begin, 0.5, s)
+                count = _place(job, taps, row, begin, s)
                 part = runs.ahead(runs.pointer(out), (row * width + begin) * channels)
-                _nearest_run(job[0], count, runs.ahead(s.integer, runs.CELL), part)
-        _keep(reals, integers, offsets)
+                _nearest_run(job[0], count, s, part)
+        _keep(reals, integers, doubles, offsets)
 
 
 @njit(parallel=True, cache=True)
@@ -198,15 +235,15 @@ def _warp(values, whole, real, matrix, dense, coarse, out, slopes):  # type: ign
     rows, width, channels, ndim = whole[1, 0] * whole[1, 1], whole[1, 2], whole[3, 0], whole[5, 0]
     for block in prange((rows + ROWS - 1) // ROWS):
         job, taps = _job(values, whole, real, matrix, dense, coarse)
-        reals, integers, offsets = _buffers(coarse)
-        s = _scratch(reals, integers, offsets)
+        reals, integers, doubles, offsets = _buffers(coarse)
+        s = _scratch(reals, integers, doubles, offsets)
         for row in range(block * ROWS, min(block * ROWS + ROWS, rows)):
             for begin in range(0, width, RUN):
-                count = _place(job, row, begin, 0.0, s)
+                count = _place(job, taps, row, begin, s)
                 at = (row * width + begin) * channels
                 part, derivative = runs.ahead(runs.pointer(out), at), runs.ahead(runs.pointer(slopes), at * ndim)
                 _run(job, taps, count, s, part, derivative, slopes.size > 1)
-        _keep(reals, integers, offsets)
+        _keep(reals, integers, doubles, offsets)
 
 
 class _Job(NamedTuple):

@@ -1,37 +1,46 @@
 """What the warps do with a run of pixels: ``RUN`` neighbours along the last axis, whose numbers stay in the nearest cache.
 
-A run goes through four steps, each a plain loop that the compiler turns into vector instructions: the displacements, the cells
-of the moving image in which the displaced points fall, the weights of the interpolation, and the sum over the neighbourhood, one
-line of pixels after the other. All take three axes (z, y, x); in 2D the z axis has one plane of weight 1. What a run computes
-for a pixel does not depend on where the run begins.
+A run goes through three steps, each over vectors of ``LANES`` pixels: the displacements, the cells of the moving image in which
+the displaced points fall, and the sum over the neighbourhood. All take three axes (z, y, x); in 2D the z axis has one plane of
+weight 1. What is computed for a pixel does not depend on where its run begins or on its neighbours.
 
-Buffers are handed on as pointers with ``RUN`` numbers per row: an array that is passed on or sliced costs reference counts that
-all threads share, which took most of the time, and an index that may be negative keeps the compiler from using vectors. Loops
-go over whole runs; what is beyond the last pixel of a short run is computed from leftovers and never stored.
+A vector whose neighbourhoods are linear and wholly inside the array is summed in registers. Every other one goes through the
+general form, which has any number of taps and mends what the array does not hold; for the same pixel both give the same bits.
+
+Buffers are handed on as pointers: an array that is passed on or sliced costs reference counts that all threads share, which took
+most of the time, and an index that may be negative keeps the compiler from using vectors. Whole vectors are computed; what is
+beyond the last pixel of a row comes from leftovers and is never stored.
 """
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit, types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
+
+from histomri.kernels.vectors import DOUBLE, INTEGER, LANES, LONG, REAL, Vector
 
 RUN = 128
-LANES = 8
 # taps per axis of the widest neighbourhood
 TAPS = 4
 # how far outside the moving image, in pixels, a coordinate is kept: beyond any neighbourhood
 BEYOND = 4.0
-# where the rows of the float32 buffer begin: displacement and fraction per axis, weights and slopes per axis and tap, a line of
-# the neighbourhood per tap, and the sums: value, derivatives by z, y, x
-MOVED, PART, WEIGHT, SLOPE, LINE, SUM = (RUN * row for row in (0, 3, 6, 6 + 3 * TAPS, 6 + 6 * TAPS, 6 + 7 * TAPS))
-REALS = SUM + 4 * RUN
-# and those of the int32 buffer: cell per axis, and the pixels whose neighbourhood is not whole
-CELL, BROKEN = 0, 3 * RUN
-INTEGERS = 4 * RUN
+# where the rows of a vector's float32 buffer begin: weights and slopes per axis and tap, a line of the neighbourhood per tap, the
+# sums (value, derivatives by z, y, x); and the matrix without its shift, three numbers per axis
+WEIGHT, SLOPE, LINE, TURN = (LANES * row for row in (0, 3 * TAPS, 6 * TAPS, 7 * TAPS))
+REALS = TURN + 9
+# of the int32 buffer: per axis how many first taps are wholly inside, the pixels of a vector whose neighbourhood is not whole,
+# and which vectors of the run are
+LIMIT, BROKEN, WHOLE = 0, 3, 3 + LANES
+INTEGERS = WHOLE + RUN
+# of the float64 buffer, per axis: A p at column 0 of the row and its step, the limits of q, the index of the first tap that is 0
+# in the array, the last first tap whose neighbourhood is whole, and how far apart neighbours are in the flat array
+BEGIN, STEP, LOW, HIGH, ORIGIN, LAST, STRIDE = range(7)
+DOUBLES = 3 * 7
 
 
 class Source(NamedTuple):
@@ -71,11 +80,19 @@ class Bend(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Pointers to a run's buffers: float32 and int32 (rows above), the offsets int64, and the coarse field's present line."""
+    """Pointers to the buffers of a run, a row of ``RUN`` per axis: displacement and fraction (float32), first tap of the
+    neighbourhood (int32); where that lies in the flat array (int64). Then those whose rows stand above: of a vector (float32),
+    int32 and float64; and the coarse field's present line of nodes.
+    """
 
+    moved: Any
+    part: Any
+    cell: Any
+    offset: Any
+    total: Any
     real: Any
     integer: Any
-    offset: Any
+    double: Any
     line: Any
 
 
@@ -99,99 +116,223 @@ def _ahead(typing, start, count):  # type: ignore[no-untyped-def]
     return signature, generate
 
 
-def _addresses(builder: Any, arguments: Any) -> list[Any]:
-    """Addresses ``source[offset[at + j] + shift]`` for the lanes j."""
-    source, offset, shift, at = arguments[:4]
-    places = [builder.gep(offset, [builder.add(at, ir.Constant(at.type, lane))]) for lane in range(LANES)]
-    return [builder.gep(source, [builder.add(builder.load(place), shift)]) for place in places]
+SIZES = {REAL: 4, ir.IntType(8): 1, ir.IntType(16): 2}
 
 
-def _store(builder: Any, arguments: Any, vector: Any, row: int) -> None:
-    """``into[at + row * RUN:][:LANES] = vector``."""
-    at, into = arguments[3:]
-    address = builder.gep(into, [builder.add(at, ir.Constant(at.type, row * RUN))])
-    builder.store(vector, builder.bitcast(address, vector.type.as_pointer()), align=4)
+def _further(builder: Any, buffer: Any, count: int) -> Any:
+    """The address ``buffer + count``."""
+    return builder.gep(buffer, [ir.Constant(LONG, count)])
 
 
-def _take_signature(source: Any, offset: Any, into: Any) -> Any:
-    return types.void(source, offset, types.int64, types.int64, into)
+def _number(builder: Any, buffer: Any, index: int) -> Vector:
+    """``buffer[index]`` in every lane."""
+    return Vector.filled(builder, builder.load(_further(builder, buffer, index)))
 
 
-def _single_lanes(typing, source, offset, shift, at, into):  # type: ignore[no-untyped-def]
-    """``into[at + j] = source[offset[at + j] + shift]`` for j < LANES, as float32.
+def _of_lanes(builder: Any, source: Any, offset: Any) -> list[Any]:
+    """Addresses ``source + offset[lane]``."""
+    places = [_further(builder, offset, lane) for lane in range(LANES)]
+    return [builder.gep(source, [builder.load(place)]) for place in places]
 
-    Written out because a compiler left to itself takes the processor's gather instruction, which is slower than
-    single loads by 4 times on processors whose gathers are mended against data sampling.
+
+def _singles(builder: Any, addresses: list[Any]) -> Vector:
+    """What lies at the addresses, as float32.
+
+    Loaded one by one because the processor's gather instruction is slower by 4 times where gathers are mended against data
+    sampling.
     """
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        kind = signature.args[0].dtype
-        vector = ir.Constant(ir.VectorType(context.get_data_type(kind), LANES), ir.Undefined)
-        for lane, address in enumerate(_addresses(builder, arguments)):
-            vector = builder.insert_element(vector, builder.load(address), ir.Constant(ir.IntType(32), lane))
-        floats = ir.VectorType(ir.FloatType(), LANES)
-        _store(builder, arguments, vector if kind == types.float32 else builder.uitofp(vector, floats), 0)
-        return context.get_dummy_value()
-
-    return _take_signature(source, offset, into), generate
+    kind = ir.VectorType(addresses[0].type.pointee, LANES)
+    vector = ir.Constant(kind, ir.Undefined)
+    for lane, address in enumerate(addresses):
+        vector = builder.insert_element(vector, builder.load(address), ir.Constant(INTEGER, lane))
+    return Vector(builder, vector).as_real()
 
 
 def _joined(builder: Any, left: Any, right: Any, order: list[int]) -> Any:
-    return builder.shuffle_vector(left, right, ir.Constant(ir.VectorType(ir.IntType(32), len(order)), order))
+    return builder.shuffle_vector(left, right, ir.Constant(ir.VectorType(INTEGER, len(order)), order))
 
 
-def _pair_lanes(typing, source, offset, shift, at, into):  # type: ignore[no-untyped-def]
-    """``into[at + j], into[at + RUN + j] = source[offset[at + j] + shift:][:2]`` for j < LANES: two neighbours in one load."""
+def _pairs(builder: Any, addresses: list[Any]) -> list[Vector]:
+    """What lies at the addresses and after them, as float32: two neighbours in one load."""
+    kind = addresses[0].type.pointee
+    pair = ir.VectorType(kind, 2).as_pointer()
+    parts = [builder.load(builder.bitcast(address, pair), align=SIZES[kind]) for address in addresses]
+    while len(parts) > 2:
+        whole = list(range(2 * parts[0].type.count))
+        parts = [_joined(builder, a, b, whole) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+    taps = (_joined(builder, *parts, list(range(first, 2 * LANES, 2))) for first in range(2))
+    return [Vector(builder, tap).as_real() for tap in taps]
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        pair = ir.VectorType(ir.FloatType(), 2).as_pointer()
-        parts = [builder.load(builder.bitcast(address, pair), align=4) for address in _addresses(builder, arguments)]
-        while len(parts) > 2:
-            whole = list(range(2 * parts[0].type.count))
-            parts = [_joined(builder, a, b, whole) for a, b in zip(parts[::2], parts[1::2], strict=True)]
-        for row in range(2):
-            _store(builder, arguments, _joined(builder, parts[0], parts[1], list(range(row, 2 * LANES, 2))), row)
-        return context.get_dummy_value()
 
-    return _take_signature(source, offset, into), generate
+def _neighbours(builder: Any, source: Any, offset: Any, step: Any) -> list[Vector]:
+    """``source[offset]`` and ``source[offset + step]`` per lane; without a step the next one."""
+    addresses = _of_lanes(builder, source, offset)
+    if step is None:
+        return _pairs(builder, addresses)
+    return [_singles(builder, addresses), _singles(builder, _of_lanes(builder, builder.gep(source, [step]), offset))]
+
+
+def _fetcher(paired: bool) -> Any:
+    """``into[i], into[LANES + i] = source[offset[i]], source[offset[i] + step]`` for a vector; paired for a step of 1."""
+
+    def fetch(typing, source, offset, step, into):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            source, offset, step, into = arguments
+            for row, vector in enumerate(_neighbours(builder, source, offset, None if paired else step)):
+                vector.store(_further(builder, into, row * LANES))
+            return context.get_dummy_value()
+
+        return types.void(source, offset, types.int64, into), generate
+
+    return intrinsic(fetch)
+
+
+def _at(builder: Any, s: Any, at: Any) -> Scratch:
+    """The buffers as the vector that begins at ``at`` of the run sees them."""
+    pointers = [builder.extract_value(s, k) for k in range(len(Scratch._fields))]
+    return Scratch(*(builder.gep(p, [at]) for p in pointers[:5]), *pointers[5:])
+
+
+def _finder(ndim: int) -> Any:
+    """:func:`find_cells` for one vector; returns whether it is wholly inside."""
+
+    def find(typing, s, at, column):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            here = _at(builder, arguments[0], arguments[1])
+            columns = Vector.filled(builder, arguments[2]) + Vector.constant(builder, DOUBLE, range(LANES))
+            return _find(builder, range(3 - ndim, 3), here, columns)
+
+        return types.boolean(s, types.int64, types.float64), generate
+
+    return intrinsic(find)
+
+
+def _find(builder: Any, axes: range, s: Scratch, columns: Vector) -> Any:
+    moved = {k: Vector.loaded(builder, _further(builder, s.moved, k * RUN)) for k in axes}
+    offset = zero = Vector.constant(builder, DOUBLE, [0.0] * LANES)
+    inside = ir.Constant(ir.IntType(1), 1)
+    for axis in axes:
+        begin, step, low, high, origin, last, stride = (_number(builder, s.double, 7 * axis + k) for k in range(7))
+        shift = Vector.constant(builder, REAL, [0.0] * LANES)
+        for k in axes:
+            shift = _number(builder, s.real, TURN + 3 * axis + k).times_plus(moved[k], shift)
+        q = (step.times_plus(columns, begin) + shift.as_double()).at_least(low).at_most(high)
+        whole = q.floor()
+        (q - whole).as_real().store(_further(builder, s.part, axis * RUN))
+        tap = whole - origin
+        cell = tap.as_integer(INTEGER)
+        cell.store(_further(builder, s.cell, axis * RUN))
+        inside = builder.and_(inside, cell.all_below(_number(builder, s.integer, LIMIT + axis)))
+        offset = tap.at_least(zero).at_most(last).times_plus(stride, offset)
+    offset.as_integer(LONG).store(s.offset)
+    return inside
+
+
+class Taps(NamedTuple):
+    """Of the two pixels per axis that are read: their weights, the slopes of these, and, if not all count, which do."""
+
+    weights: tuple[Vector, Vector]
+    slopes: tuple[Vector, Vector]
+    held: tuple[Vector, Vector] | None = None
+
+
+def _real(builder: Any, number: float) -> Vector:
+    return Vector.constant(builder, REAL, [number] * LANES)
+
+
+def _whole_taps(builder: Any, fraction: Vector) -> Taps:
+    """``1 - f, f``."""
+    return Taps((_real(builder, 1) - fraction, fraction), (_real(builder, -1), _real(builder, 1)))
+
+
+def _held_taps(builder: Any, fraction: Vector, cell: Vector, limit: Vector) -> Taps:
+    """The same where a tap may lie outside: the pixels read are the nearest two inside, and one may have the other's weight."""
+    none, whole = _real(builder, 0), _whole_taps(builder, fraction)
+    zero, up = (Vector.constant(builder, INTEGER, [number] * LANES) for number in (0, 1))
+    inside = cell.at_least(zero).at_most(limit.less(up))
+    here, before, after = cell.equals(inside), cell.equals(inside.less(up)), inside.equals(cell.less(up))
+    weights, slopes = (
+        (here.choose(a, before.choose(b, none)), here.choose(b, after.choose(a, none))) for a, b in (whole.weights, whole.slopes)
+    )
+    return Taps(weights, slopes, (here.either(before), here.either(after)))
+
+
+def _summer(ndim: int, paired: bool, with_slopes: bool, partly: bool = False) -> Any:
+    """See :func:`sum_whole` and :func:`sum_partly`, for one vector."""
+
+    def add(typing, source, s, at, steps):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            source, s, at, steps = arguments
+            s, steps = _at(builder, s, at), [builder.extract_value(steps, axis) for axis in range(3)]
+            taps = [_taps_of_axis(builder, s, axis, partly) for axis in range(3 - ndim, 3)]
+            lines = {}
+            for z, y in product(range(ndim - 1), range(2)):
+                shift = builder.add(steps[0] if z else ir.Constant(LONG, 0), steps[1] if y else ir.Constant(LONG, 0))
+                lines[z, y] = _neighbours(builder, builder.gep(source, [shift]), s.offset, None if paired else steps[2])
+            for row, vector in enumerate(_linear_sums(builder, taps, lines, with_slopes)):
+                vector.store(_further(builder, s.total, row * RUN))
+            return context.get_dummy_value()
+
+        return types.void(source, s, types.int64, types.UniTuple(types.int64, 3)), generate
+
+    return intrinsic(add)
+
+
+def _taps_of_axis(builder: Any, s: Scratch, axis: int, partly: bool) -> Taps:
+    fraction = Vector.loaded(builder, _further(builder, s.part, axis * RUN))
+    if not partly:
+        return _whole_taps(builder, fraction)
+    cell = Vector.loaded(builder, _further(builder, s.cell, axis * RUN))
+    return _held_taps(builder, fraction, cell, _number(builder, s.integer, LIMIT + axis))
+
+
+def _linear_sums(builder: Any, taps: list[Taps], lines: Any, with_slopes: bool) -> list[Vector]:
+    """``sum w_z w_y sum_x w_x line`` and, if asked for, its derivatives by z, y and x, in the order of the general form."""
+    zero, one = _real(builder, 0), _real(builder, 1)
+    tz, ty, tx = [Taps((one, one), (zero, zero)), *taps][-3:]
+    sums = [zero] * (4 if with_slopes else 1)
+    for (z, y), line in lines.items():
+        left, right = _held_line(line, taps, (z, y), zero) if tx.held else line
+        across, along = (w[0] * left + w[1] * right for w in (tx.weights, tx.slopes))
+        factors = [(tz.weights, ty.weights, across), (tz.slopes, ty.weights, across)]
+        factors += [(tz.weights, ty.slopes, across), (tz.weights, ty.weights, along)]
+        for row in range(len(sums)):
+            by_z, by_y, by_x = factors[row]
+            sums[row] += by_z[z] * by_y[y] * by_x
+    return sums
+
+
+def _held_line(line: list[Vector], taps: list[Taps], at: tuple[int, int], zero: Vector) -> list[Vector]:
+    """The two pixels of a line of the neighbourhood, 0 where they do not count."""
+    places = [axis.held[k] for axis, k in zip(taps[:-1], at[-len(taps) + 1 :], strict=True) if axis.held]
+    found = []
+    for pixel, held in zip(line, taps[-1].held or (), strict=True):
+        for place in places:
+            held = held.both(place)
+        found.append(held.choose(pixel, zero))
+    return found
 
 
 # as Any, since their callers are compiled
 pointer: Any = intrinsic(_pointer)
 ahead: Any = intrinsic(_ahead)
-_take: Any = intrinsic(_single_lanes)
-_take_pairs: Any = intrinsic(_pair_lanes)
+_fetch_pairs, _fetch_singles = _fetcher(True), _fetcher(False)
+_find_2d, _find_3d = _finder(2), _finder(3)
+_sum_pairs_2d, _sum_pairs_3d = _summer(2, True, False), _summer(3, True, False)
+_slope_pairs_2d, _slope_pairs_3d = _summer(2, True, True), _summer(3, True, True)
+_sum_singles_2d, _sum_singles_3d = _summer(2, False, False), _summer(3, False, False)
+_slope_singles_2d, _slope_singles_3d = _summer(2, False, True), _summer(3, False, True)
+_sum_partly_2d, _sum_partly_3d = _summer(2, True, False, True), _summer(3, True, False, True)
+_slope_partly_2d, _slope_partly_3d = _summer(2, True, True, True), _summer(3, True, True, True)
 
 
 @njit(cache=True)
-def _singles(source, offset, shift, channels, into):  # type: ignore[no-untyped-def]
-    for at in range(0, RUN, LANES):
-        _take(source, offset, shift, at, into)
-        _take(source, offset, shift + channels, at, ahead(into, RUN))
-
-
-@njit(cache=True)
-def _pairs(source, offset, shift, channels, into):  # type: ignore[no-untyped-def]
-    if channels != 1:
-        _singles(source, offset, shift, channels, into)
-        return
-    for at in range(0, RUN, LANES):
-        _take_pairs(source, offset, shift, at, into)
-
-
-def fetch(source: Any, offset: Any, shift: Any, channels: Any, into: Any) -> None:
-    """``into[i], into[RUN + i] = source[offset[i] + shift], source[offset[i] + shift + channels]`` for i < RUN."""
-    raise NotImplementedError("for compiled code only")
-
-
-@overload(fetch)
-def _fetch(source, offset, shift, channels, into):  # type: ignore[no-untyped-def]
-    chosen = _pairs if source.dtype == types.float32 else _singles
-
-    def run(source, offset, shift, channels, into):  # type: ignore[no-untyped-def]
-        chosen(source, offset, shift, channels, into)
-
-    return run
+def fetch(source, offset, step, into):  # type: ignore[no-untyped-def]
+    """``into[i], into[LANES + i] = source[offset[i]], source[offset[i] + step]`` for a vector."""
+    if step == 1:
+        _fetch_pairs(source, offset, step, into)
+    else:
+        _fetch_singles(source, offset, step, into)
 
 
 @njit(cache=True)
@@ -226,24 +367,25 @@ def blend_nodes(bend, ndim, z, y, line):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _move_coarse(bend, ndim, x, s):  # type: ignore[no-untyped-def]
-    across, part, pair, offset = bend.nodes[2], ahead(s.real, PART), ahead(s.real, LINE), s.offset
-    for i in range(RUN):
+def _move_coarse(bend, ndim, x, at, s):  # type: ignore[no-untyped-def]
+    across, part, pair, offset = bend.nodes[2], ahead(s.part, at), ahead(s.real, LINE), ahead(s.offset, at)
+    for i in range(LANES):
         offset[i], part[i] = _node(x + i, bend.scale[2], bend.offset[2], across)
-    for k in range(ndim):
-        fetch(s.line, offset, k * across, 1, pair)
-        moved = ahead(s.real, MOVED + (3 - ndim + k) * RUN)
-        for i in range(RUN):
-            moved[i] = pair[i] + (pair[RUN + i] - pair[i]) * part[i]
+    for k in range(3 - ndim, 3):
+        fetch(ahead(s.line, (k + ndim - 3) * across), offset, 1, pair)
+        moved = ahead(s.moved, k * RUN + at)
+        for i in range(LANES):
+            moved[i] = pair[i] + (pair[LANES + i] - pair[i]) * part[i]
 
 
 @njit(cache=True)
 def displace(bend, ndim, pixel, x, count, s):  # type: ignore[no-untyped-def]
-    """``u(p)`` of the run that begins at column ``x`` of the fixed grid, its tile's pixel number ``pixel``, into ``MOVED``."""
+    """``u(p)`` of the run that begins at column ``x`` of the fixed grid, its tile's pixel number ``pixel``."""
     if bend.kind == 1:
-        _move_dense(ahead(bend.dense, pixel * ndim), ndim, count, ahead(s.real, MOVED))
+        _move_dense(ahead(bend.dense, pixel * ndim), ndim, count, s.moved)
     elif bend.kind == 2:
-        _move_coarse(bend, ndim, x, s)
+        for at in range(0, count, LANES):
+            _move_coarse(bend, ndim, x + at, at, s)
 
 
 @njit(cache=True)
@@ -255,81 +397,156 @@ def _limits(source, axis):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _cells_of_axis(rows, line, limits, origin, moved, cell, part):  # type: ignore[no-untyped-def]
-    """One axis of :func:`find_cells`: ``line`` = (begin, step, column), ``limits`` = (low, high, half); NaN counts as low."""
-    (a, b, c), (begin, step, column), (low, high, half) = rows, line, limits
-    for i in range(RUN):
-        q = (begin + step * (column + i)) + (a * moved[i] + b * moved[RUN + i] + c * moved[2 * RUN + i])
-        q = q if q > low else low
-        q = (q if q < high else high) + half
-        whole = np.floor(q)
-        cell[i] = np.int32(whole) - origin
-        part[i] = np.float32(q - whole)
+def aim(target, source, taps, first, s):  # type: ignore[no-untyped-def]
+    """What :func:`find_cells` needs of the row (z, y) of the fixed grid; to the nearest pixel all is moved on by one half."""
+    n, m = target.ndim, target.matrix
+    stride = source.channels
+    for axis in range(2, 2 - n, -1):
+        row, double, turn = ahead(m, (axis - 3 + n) * (n + 1)), ahead(s.double, 7 * axis), ahead(s.real, TURN + 3 * axis)
+        z, half, before = row[0] if n == 3 else 0.0, 0.5 if taps[axis] == 1 else 0.0, taps[axis] // 4
+        low, high = _limits(source, axis)
+        turn[0], turn[1], turn[2] = np.float32(z), np.float32(row[n - 2]), np.float32(row[n - 1])
+        # counted from the grid's first column, not the tile's, so that every tile rounds alike
+        double[BEGIN], double[STEP] = (row[n] + z * first[0] + row[n - 2] * first[1]) + half, row[n - 1]
+        double[LOW], double[HIGH], double[ORIGIN] = low + half, high + half, source.origin[axis] + before
+        double[LAST], double[STRIDE] = source.size[axis] - taps[axis], stride
+        s.integer[LIMIT + axis] = max(source.size[axis] - taps[axis] + 1, 0)
+        stride *= source.size[axis]
 
 
 @njit(cache=True)
-def find_cells(target, source, first, half, s):  # type: ignore[no-untyped-def]
-    """``q = A p + A u``: the cell in which q + half lies, counted from the array's first pixel, and the fractions in it.
-
-    ``A p`` is summed in float64, ``A u`` in float32.
+def find_cells(ndim, column, count, s):  # type: ignore[no-untyped-def]
+    """``q = A p + A u`` of a run, ``A p`` in float64, ``A u`` summed in float32: the first tap and the fraction per axis, the
+    offset in the flat array, and which vectors are wholly inside. What is not a number lies at the lower limit.
     """
-    n, m = target.ndim, target.matrix
-    for axis in range(3 - n, 3):
-        row = ahead(m, (axis - 3 + n) * (n + 1))
-        z, y, x = row[0] if n == 3 else 0.0, row[n - 2], row[n - 1]
-        low, high = _limits(source, axis)
-        rows = (np.float32(z), np.float32(y), np.float32(x))
-        # counted from the grid's first column, not the tile's, so that every tile rounds alike
-        line = (row[n] + z * first[0] + y * first[1], x, first[2])
-        cell, part = ahead(s.integer, CELL + axis * RUN), ahead(s.real, PART + axis * RUN)
-        _cells_of_axis(rows, line, (low, high, half), np.int32(source.origin[axis]), ahead(s.real, MOVED), cell, part)
+    for at in range(0, count, LANES):
+        s.integer[WHOLE + at] = _find_3d(s, at, column + at) if ndim == 3 else _find_2d(s, at, column + at)
+
+
+@njit(cache=True)
+def at_vector(s, at):  # type: ignore[no-untyped-def]
+    """The buffers as the vector that begins at ``at`` of the run sees them."""
+    moved, part, cell, offset, total = (
+        ahead(s.moved, at),
+        ahead(s.part, at),
+        ahead(s.cell, at),
+        ahead(s.offset, at),
+        ahead(s.total, at),
+    )
+    return Scratch(moved, part, cell, offset, total, s.real, s.integer, s.double, s.line)
+
+
+@njit(cache=True)
+def steps_of(source):  # type: ignore[no-untyped-def]
+    """How far apart neighbours are in the flat array, per axis."""
+    line = source.size[2] * source.channels
+    return source.size[1] * line, line, source.channels
+
+
+@njit(cache=True)
+def sum_whole(source, ndim, channel, count, s):  # type: ignore[no-untyped-def]
+    """The linear value of a channel over the vectors of a run that are wholly inside, into ``s.total``."""
+    # one call for the run: the named arguments are some 30 numbers, which to hand on takes as long as a vector
+    values, steps = ahead(source.values, channel), steps_of(source)
+    for at in range(0, count, LANES):
+        if s.integer[WHOLE + at] == 0:
+            continue
+        if steps[2] == 1 and ndim == 3:
+            _sum_pairs_3d(values, s, at, steps)
+        elif steps[2] == 1:
+            _sum_pairs_2d(values, s, at, steps)
+        elif ndim == 3:
+            _sum_singles_3d(values, s, at, steps)
+        else:
+            _sum_singles_2d(values, s, at, steps)
+
+
+@njit(cache=True)
+def sum_whole_with_slopes(source, ndim, channel, count, s):  # type: ignore[no-untyped-def]
+    """The same, and its derivatives by z, y and x in the rows after the first."""
+    values, steps = ahead(source.values, channel), steps_of(source)
+    for at in range(0, count, LANES):
+        if s.integer[WHOLE + at] == 0:
+            continue
+        if steps[2] == 1 and ndim == 3:
+            _slope_pairs_3d(values, s, at, steps)
+        elif steps[2] == 1:
+            _slope_pairs_2d(values, s, at, steps)
+        elif ndim == 3:
+            _slope_singles_3d(values, s, at, steps)
+        else:
+            _slope_singles_2d(values, s, at, steps)
+
+
+@njit(cache=True)
+def can_be_held(source, taps):  # type: ignore[no-untyped-def]
+    """Whether :func:`sum_partly` serves: linear, one channel, 0 outside, and at least two pixels per axis to read."""
+    depth, height, width = source.size
+    return taps[2] == 2 and source.channels == 1 and not source.edge and depth >= taps[0] and height >= 2 and width >= 2
+
+
+@njit(cache=True)
+def sum_partly(source, ndim, with_slopes, count, s):  # type: ignore[no-untyped-def]
+    """As :func:`sum_whole`, over the vectors of a run that are not wholly inside; what lies outside is 0."""
+    steps = steps_of(source)
+    for at in range(0, count, LANES):
+        if s.integer[WHOLE + at] != 0:
+            continue
+        if with_slopes and ndim == 3:
+            _slope_partly_3d(source.values, s, at, steps)
+        elif with_slopes:
+            _slope_partly_2d(source.values, s, at, steps)
+        elif ndim == 3:
+            _sum_partly_3d(source.values, s, at, steps)
+        else:
+            _sum_partly_2d(source.values, s, at, steps)
 
 
 @njit(cache=True)
 def _linear_weights(part, weight):  # type: ignore[no-untyped-def]
-    for i in range(RUN):
-        weight[i], weight[RUN + i] = np.float32(1) - part[i], part[i]
+    for i in range(LANES):
+        weight[i], weight[LANES + i] = np.float32(1) - part[i], part[i]
 
 
 @njit(cache=True)
 def _linear_slopes(slope):  # type: ignore[no-untyped-def]
-    for i in range(RUN):
-        slope[i], slope[RUN + i] = np.float32(-1), np.float32(1)
+    for i in range(LANES):
+        slope[i], slope[LANES + i] = np.float32(-1), np.float32(1)
 
 
 @njit(cache=True)
 def _cubic_weights(part, weight):  # type: ignore[no-untyped-def]
     half, one, two = np.float32(0.5), np.float32(1), np.float32(2)
     three, four, five = np.float32(3), np.float32(4), np.float32(5)
-    for i in range(RUN):
+    for i in range(LANES):
         f = part[i]
         weight[i] = half * f * (f * (two - f) - one)
-        weight[RUN + i] = half * (f * f * (three * f - five) + two)
-        weight[2 * RUN + i] = half * f * (f * (four - three * f) + one)
-        weight[3 * RUN + i] = half * f * f * (f - one)
+        weight[LANES + i] = half * (f * f * (three * f - five) + two)
+        weight[2 * LANES + i] = half * f * (f * (four - three * f) + one)
+        weight[3 * LANES + i] = half * f * f * (f - one)
 
 
 @njit(cache=True)
 def _cubic_slopes(part, slope):  # type: ignore[no-untyped-def]
     half, one, two = np.float32(0.5), np.float32(1), np.float32(2)
     three, four, eight, nine, ten = np.float32(3), np.float32(4), np.float32(8), np.float32(9), np.float32(10)
-    for i in range(RUN):
+    for i in range(LANES):
         f = part[i]
         slope[i] = half * (f * (four - three * f) - one)
-        slope[RUN + i] = half * f * (nine * f - ten)
-        slope[2 * RUN + i] = half * (f * (eight - nine * f) + one)
-        slope[3 * RUN + i] = half * f * (three * f - two)
+        slope[LANES + i] = half * f * (nine * f - ten)
+        slope[2 * LANES + i] = half * (f * (eight - nine * f) + one)
+        slope[3 * LANES + i] = half * f * (three * f - two)
 
 
 @njit(cache=True)
-def weigh(taps, slopes, real):  # type: ignore[no-untyped-def]
+def weigh(taps, slopes, s):  # type: ignore[no-untyped-def]
     """Weights of the neighbourhood per axis, and if asked for their derivatives by the coordinate, per axis and tap.
 
     Two taps: ``1 - f, f``. Four: cubic convolution with a = -1/2 (Keys 1981) at the distances 1 + f, f, 1 - f, 2 - f.
     """
     for axis in range(3):
-        part, rows = ahead(real, PART + axis * RUN), axis * TAPS * RUN
-        weight, slope = ahead(real, WEIGHT + rows), ahead(real, SLOPE + rows)
+        part, rows = ahead(s.part, axis * RUN), axis * TAPS * LANES
+        weight, slope = ahead(s.real, WEIGHT + rows), ahead(s.real, SLOPE + rows)
         if taps[axis] == 2:
             _linear_weights(part, weight)
             if slopes:
@@ -341,57 +558,33 @@ def weigh(taps, slopes, real):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def find_offsets(source, taps, count, s):  # type: ignore[no-untyped-def]
-    """Where each pixel's neighbourhood begins in the flat array; how many of them it holds in part, and whether it holds none.
-
-    What is not whole begins at the nearest place where it would be, so that it can be read; ``_mend`` puts it right.
-    """
-    cell, offset, zero = ahead(s.integer, CELL), s.offset, np.int32(0)
-    for i in range(count, RUN):
-        cell[i], cell[RUN + i], cell[2 * RUN + i] = cell[count - 1], cell[RUN + count - 1], cell[2 * RUN + count - 1]
-    depth, height, width = np.int32(source.size[0]), np.int32(source.size[1]), np.int32(source.size[2])
-    tz, ty, tx = np.int32(-taps[0]), np.int32(-taps[1]), np.int32(-taps[2])
-    dz, dy, dx = np.int32(depth + tz), np.int32(height + ty), np.int32(width + tx)
-    # from the cell to the first of the taps: 0 of 1 and of 2, 1 of 4
-    bz, by, bx = np.int32(taps[0] // 4), np.int32(taps[1] // 4), np.int32(taps[2] // 4)
-    plane, line, channels = np.uint32(source.size[1] * source.size[2]), np.uint32(width), np.uint32(source.channels)
-    broken, outside = np.int32(0), np.int32(0)
-    for i in range(RUN):
-        z, y, x = np.int32(cell[i] - bz), np.int32(cell[RUN + i] - by), np.int32(cell[2 * RUN + i] - bx)
-        broken += np.int32((z < zero) | (y < zero) | (x < zero) | (z > dz) | (y > dy) | (x > dx))
-        outside += np.int32((z <= tz) | (y <= ty) | (x <= tx) | (z >= depth) | (y >= height) | (x >= width))
-        cz, cy, cx = min(max(z, zero), dz), min(max(y, zero), dy), min(max(x, zero), dx)
-        pixel = np.uint64(np.uint32(cz)) * np.uint64(plane) + np.uint64(np.uint32(cy)) * np.uint64(line) + np.uint64(cx)
-        offset[i] = np.int64(pixel * np.uint64(channels))
-    listed = _list_broken((dz, dy, dx), (bz, by, bx), count, s.integer) if broken > 0 and outside < RUN else 0
-    return listed, outside == RUN
-
-
-@njit(cache=True)
-def _list_broken(last, before, count, integer):  # type: ignore[no-untyped-def]
-    found, cell, broken = 0, ahead(integer, CELL), ahead(integer, BROKEN)
+def list_broken(source, taps, count, s):  # type: ignore[no-untyped-def]
+    """How many pixels of a vector have a neighbourhood that is not whole, listed for ``_mend``; and whether none has any part."""
+    cell, listed, broken, outside = s.cell, ahead(s.integer, BROKEN), 0, 0
+    (depth, height, width), (tz, ty, tx) = source.size, taps
     for i in range(count):
-        z, y, x = cell[i] - before[0], cell[RUN + i] - before[1], cell[2 * RUN + i] - before[2]
-        if z < 0 or y < 0 or x < 0 or z > last[0] or y > last[1] or x > last[2]:
-            broken[found] = i
-            found += 1
-    return found
+        z, y, x = cell[i], cell[RUN + i], cell[2 * RUN + i]
+        if z < 0 or y < 0 or x < 0 or z > depth - tz or y > height - ty or x > width - tx:
+            listed[broken] = i
+            broken += 1
+        outside += z <= -tz or y <= -ty or x <= -tx or z >= depth or y >= height or x >= width
+    return broken, outside == count
 
 
 @njit(cache=True)
 def _mend(source, taps, at, broken, s):  # type: ignore[no-untyped-def]
     """Put the line ``at`` = (plane, row, channel) of each broken neighbourhood right: 0, or the edge, where the array ends."""
     depth, height, width = source.size
-    cell, listed, line = ahead(s.integer, CELL), ahead(s.integer, BROKEN), ahead(s.real, LINE)
+    cell, listed, line = s.cell, ahead(s.integer, BROKEN), ahead(s.real, LINE)
     for number in range(broken):
         i = listed[number]
-        z, y, x = cell[i] - taps[0] // 4 + at[0], cell[RUN + i] - taps[1] // 4 + at[1], cell[2 * RUN + i] - taps[2] // 4
+        z, y, x = cell[i] + at[0], cell[RUN + i] + at[1], cell[2 * RUN + i]
         cz, cy = min(max(z, 0), depth - 1), min(max(y, 0), height - 1)
         for k in range(taps[2]):
             cx = min(max(x + k, 0), width - 1)
             held = source.edge or (cz == z and cy == y and cx == x + k)
             where = ((cz * height + cy) * width + cx) * source.channels + at[2]
-            line[k * RUN + i] = np.float32(source.values[where]) if held else np.float32(0)
+            line[k * LANES + i] = np.float32(source.values[where]) if held else np.float32(0)
 
 
 @njit(cache=True)
@@ -401,7 +594,7 @@ def fetch_line(source, taps, at, broken, s):  # type: ignore[no-untyped-def]
     if depth >= taps[0] and height >= taps[1] and width >= taps[2]:
         shift = (at[0] * height + at[1]) * width * source.channels + at[2]
         for k in range(0, taps[2], 2):
-            fetch(source.values, s.offset, shift + k * source.channels, source.channels, ahead(s.real, LINE + k * RUN))
+            fetch(ahead(source.values, shift + k * source.channels), s.offset, source.channels, ahead(s.real, LINE + k * LANES))
     if broken > 0:
         _mend(source, taps, at, broken, s)
 
@@ -409,32 +602,32 @@ def fetch_line(source, taps, at, broken, s):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def _along(weight, line, taps, i):  # type: ignore[no-untyped-def]
     """``sum_k w_k line_k`` along x, with the weights or the slopes."""
-    total = weight[i] * line[i] + weight[RUN + i] * line[RUN + i]
+    total = weight[i] * line[i] + weight[LANES + i] * line[LANES + i]
     if taps == 4:
-        total += weight[2 * RUN + i] * line[2 * RUN + i] + weight[3 * RUN + i] * line[3 * RUN + i]
+        total += weight[2 * LANES + i] * line[2 * LANES + i] + weight[3 * LANES + i] * line[3 * LANES + i]
     return total
 
 
 @njit(cache=True)
-def add_line(taps, at, real):  # type: ignore[no-untyped-def]
+def add_line(taps, at, real, total):  # type: ignore[no-untyped-def]
     """``sum += w_z w_y sum_x w_x line``, for the line ``at`` = (plane, row)."""
-    wz, wy = ahead(real, WEIGHT + at[0] * RUN), ahead(real, WEIGHT + (TAPS + at[1]) * RUN)
-    wx, line, total = ahead(real, WEIGHT + 2 * TAPS * RUN), ahead(real, LINE), ahead(real, SUM)
+    wz, wy = ahead(real, WEIGHT + at[0] * LANES), ahead(real, WEIGHT + (TAPS + at[1]) * LANES)
+    wx, line = ahead(real, WEIGHT + 2 * TAPS * LANES), ahead(real, LINE)
     if taps[2] == 2:
-        for i in range(RUN):
+        for i in range(LANES):
             total[i] += wz[i] * wy[i] * _along(wx, line, 2, i)
     else:
-        for i in range(RUN):
+        for i in range(LANES):
             total[i] += wz[i] * wy[i] * _along(wx, line, 4, i)
 
 
 @njit(cache=True)
-def _add_slopes(taps, at, real):  # type: ignore[no-untyped-def]
-    z, y, x = at[0] * RUN, (TAPS + at[1]) * RUN, 2 * TAPS * RUN
+def _add_slopes(taps, at, real, total):  # type: ignore[no-untyped-def]
+    z, y, x = at[0] * LANES, (TAPS + at[1]) * LANES, 2 * TAPS * LANES
     wz, wy, wx = ahead(real, WEIGHT + z), ahead(real, WEIGHT + y), ahead(real, WEIGHT + x)
     sz, sy, sx = ahead(real, SLOPE + z), ahead(real, SLOPE + y), ahead(real, SLOPE + x)
-    line, total = ahead(real, LINE), ahead(real, SUM)
-    for i in range(RUN):
+    line = ahead(real, LINE)
+    for i in range(LANES):
         across, along = _along(wx, line, taps, i), _along(sx, line, taps, i)
         total[i] += wz[i] * wy[i] * across
         total[RUN + i] += sz[i] * wy[i] * across
@@ -443,9 +636,9 @@ def _add_slopes(taps, at, real):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def add_line_with_slopes(taps, at, real):  # type: ignore[no-untyped-def]
+def add_line_with_slopes(taps, at, real, total):  # type: ignore[no-untyped-def]
     """As :func:`add_line`, and the derivatives by z, y and x in the rows after the first."""
     if taps[2] == 2:
-        _add_slopes(2, at, real)
+        _add_slopes(2, at, real, total)
     else:
-        _add_slopes(4, at, real)
+        _add_slopes(4, at, real, total)
