@@ -3,6 +3,10 @@
 The cases are those of ``volumes.py``: a brain against itself under a known smooth deformation, in the same and other contrasts.
 TRE is the distance, over points of the fixed brain's mask, from where a program takes them to where they truly lie; folding the
 share of the mask's voxels where the map's Jacobian determinant is not positive. No program is given the masks.
+
+The case ``brains`` is the MNI brain, seen through a known deformation, and Colin27: ``regions`` is the mean Dice of the AAL regions'
+own grey matter, ``grey`` and ``white`` that of the tissues. Its methods ``none`` and ``truth`` are the images as they lie, and the
+known deformation undone, which leaves the brains in the templates' common space.
 """
 
 from __future__ import annotations
@@ -22,13 +26,18 @@ from peers.harness import Float, Inputs
 
 from histomri.io.nifti import read_nifti
 
+BRAINS = "brains"
 TO_LPS = np.array([-1.0, -1.0, 1.0])
 
 
-def write_case(contrast: str, brain: str, folder: Path) -> None:
+def write_case(contrast: str, brain: str, seed: int, folder: Path) -> None:
     """The files of a case: see ``volumes.py``."""
-    volume = read_nifti(harness.data_folder() / "human_t1" / f"{brain}.nii.gz")
-    volumes.write_case(folder, volumes.known_case(volume, contrast, volumes.Warp()))
+    here = harness.data_folder() / "human_t1"
+    if contrast == BRAINS:
+        mni, colin, regions = (read_nifti(here / f"{name}.nii.gz") for name in ("mni", "ch2", "mnia"))
+        volumes.two_brains(mni, colin, regions, volumes.Warp(seed=seed), folder)
+    else:
+        volumes.write_case(folder, volumes.known_case(read_nifti(here / f"{brain}.nii.gz"), contrast, volumes.Warp(seed=seed)))
 
 
 def points(path: Path) -> Float:
@@ -44,6 +53,8 @@ def folding(field: SimpleITK.Image, mask: NDArray[np.bool_]) -> float:
 
 def measure(method: str, case: Path, threads: int) -> dict[str, Any]:
     """Register a case with one method, and measure it."""
+    if case.name == BRAINS and method in ("none", "truth"):
+        return {"case": case.name, "method": method, **overlap(case, None if method == "none" else true_field(case))}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         job = Inputs("volumes", case / "fixed.nii.gz", case / "moving.nii.gz")
@@ -52,7 +63,28 @@ def measure(method: str, case: Path, threads: int) -> dict[str, Any]:
         if run.status:
             return row | {"failed": run.log[-400:]}
         row |= {"seconds": run.seconds, "cpu_s": run.cpu_s, "peak_mb": run.peak_mb}
-        return row | score(case, SimpleITK.ReadImage(str(folder / "field.mha")))
+        row["cpu"] = json.loads((folder / "result.json").read_text())["cpu"]
+        field = SimpleITK.ReadImage(str(folder / "field.mha"))
+        return row | (overlap(case, field) if case.name == BRAINS else score(case, field))
+
+
+def true_field(case: Path) -> SimpleITK.Image:
+    """The known displacement between two brains."""
+    field = SimpleITK.GetImageFromArray(np.load(case / "truth.npy"), isVector=True)
+    field.CopyInformation(SimpleITK.ReadImage(str(case / "fixed.nii.gz")))
+    return field
+
+
+def overlap(case: Path, field: SimpleITK.Image | None) -> dict[str, float]:
+    """Overlap of the labels, and folding where the fixed image has any, of a displacement field on the fixed grid; None is 0."""
+    fixed, moving = (SimpleITK.ReadImage(str(case / f"{name}_labels.nii.gz")) for name in ("fixed", "moving"))
+    wide = SimpleITK.Transform(3, SimpleITK.sitkIdentity)
+    if field is not None:
+        wide = SimpleITK.DisplacementFieldTransform(SimpleITK.Cast(field, SimpleITK.sitkVectorFloat64))
+    brought = SimpleITK.Resample(moving, fixed, wide, SimpleITK.sitkNearestNeighbor)
+    here = SimpleITK.GetArrayFromImage(fixed)
+    found = volumes.label_overlap(here, SimpleITK.GetArrayFromImage(brought))
+    return found | ({} if field is None else {"folding": folding(field, here > 0)})
 
 
 def score(case: Path, field: SimpleITK.Image) -> dict[str, float]:
@@ -71,8 +103,12 @@ def score(case: Path, field: SimpleITK.Image) -> dict[str, float]:
 def shown(row: dict[str, Any]) -> dict[str, Any]:
     """A row as the table shows it."""
     seconds = row.get("seconds", {})
-    keys = ("mean_tre", "median_tre", "p95_tre", "folding")
-    times = {"register s": seconds.get("register"), "command s": seconds.get("command"), "cpu s": row.get("cpu_s")}
+    scores = ("regions", "grey", "white") if row["case"] == BRAINS else ("mean_tre", "median_tre", "p95_tre")
+    keys = (*scores, "folding")
+    busy = row.get("cpu", {})
+    times = {"register s": seconds.get("register"), "register cpu s": busy.get("register")}
+    if busy:
+        times |= {"command s": seconds.get("command"), "command cpu s": row["cpu_s"] - busy["export"]}
     return {
         "case": row["case"],
         "method": row["method"],
@@ -88,6 +124,7 @@ def main() -> None:
     parser.add_argument("--methods", default="ours,greedy,ants", help="which of ours and the peers, with commas")
     parser.add_argument("--cases", default=",".join(volumes.CONTRASTS), help="contrasts, with commas")
     parser.add_argument("--brain", default="ch2", help="a volume of human_t1")
+    parser.add_argument("--seed", type=int, default=0, help="of the known deformation")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
@@ -95,9 +132,11 @@ def main() -> None:
     for contrast in given.cases.split(","):
         with tempfile.TemporaryDirectory() as folder:
             case = Path(folder) / contrast
-            write_case(contrast, given.brain, case)
+            write_case(contrast, given.brain, given.seed, case)
             rows += [measure(method, case, given.threads) for method in given.methods.split(",")]
-    print(harness.table([shown(row) for row in rows]))
+    for brains in (False, True):
+        chosen = [shown(row) for row in rows if (row["case"] == BRAINS) == brains]
+        print(harness.table(chosen) + "\n" if chosen else "", end="")
     if given.json:
         given.json.write_text(json.dumps({"commit": harness.commit(), "threads": given.threads, "rows": rows}, indent=1) + "\n")
 

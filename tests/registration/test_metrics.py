@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from histomri.kernels.interpolate import warp
 from histomri.registration.metrics import METRICS, Metric, at_unit_gradient, at_unit_range, channels_last
 
 Array = NDArray[np.float32]
@@ -34,6 +35,37 @@ def test_shifted_images_cost_more_the_farther(name: str, ndim: int) -> None:
     image, metric = texture(ndim), METRICS[name]
     values = [compared(metric, image, np.roll(image, s, axis=-1))[0] for s in (0, 1, 3)]
     assert values[0] < values[1] < values[2]
+
+
+def band_limited(ndim: int, shift: float) -> Array:
+    """A periodic image without frequencies above a quarter per pixel, moved by ``shift`` pixels along its last axis, exactly."""
+    shape = (64,) * 2 if ndim == 2 else (28,) * 3
+    at = np.stack(np.meshgrid(*[np.fft.fftfreq(n) for n in shape], indexing="ij"))
+    spectrum = np.fft.fftn(np.random.default_rng(4).normal(size=shape)) * np.exp(-2 * (np.pi * 1.2) ** 2 * (at**2).sum(axis=0))
+    moved = np.where((np.abs(at) < 0.25).all(axis=0), spectrum * np.exp(-2j * np.pi * shift * at[-1]), 0)
+    return np.fft.ifftn(moved).real.astype(np.float32)
+
+
+SEEN = [(name, c) for name in METRICS for c in ("plain", "inverted") if c == "plain" or name not in ("ssd", "ncc")]
+
+
+@pytest.mark.parametrize(("name", "contrast"), SEEN)
+@each_ndim
+@pytest.mark.parametrize("shift", [0.3, 0.6])
+def test_shifts_by_parts_of_a_pixel_are_not_drawn_to_the_grid(name: str, ndim: int, contrast: str, shift: float) -> None:
+    """Linear interpolation flattens between the pixels, most half way: what rewards strong contrast prefers whole pixels."""
+    metric, fixed, moving = METRICS[name], band_limited(ndim, 0.0), band_limited(ndim, shift)
+    weight = np.zeros(fixed.shape, np.float32)
+    weight[(slice(5, -5),) * ndim] = 1
+    features = metric.features(fixed), metric.features(1 - moving if contrast == "inverted" else moving)
+    values = []
+    for trial in np.arange(-0.2, 1.21, 0.1):
+        matrix = np.eye(ndim + 1)
+        matrix[-2, -1] = trial
+        values.append(metric.value(features[0], warp(features[1], matrix, fixed.shape), weight))
+    least = int(np.argmin(values))
+    a, b, c = values[least - 1 : least + 2]
+    assert -0.2 + 0.1 * (least + 0.5 * (a - c) / (a - 2 * b + c)) == pytest.approx(shift, abs=0.04)
 
 
 @each_metric

@@ -222,9 +222,13 @@ class Information:
 
 @dataclass(frozen=True)
 class GradientFields:
-    """``ngf``: edges of either sign at the same place; ``edge`` times the mean gradient in the mask counts as one."""
+    """``ngf``: edges of either sign at the same place; ``edge`` times the mean gradient in the mask counts as one.
 
-    edge: float = 1.0
+    The larger ``edge``, the more a gradient's length counts, which linear interpolation lowers between the pixels: with 1 a shift
+    of 0.3 pixels is taken for one of 0.1 or none.
+    """
+
+    edge: float = 0.3
     name = "ngf"
     residual = False
 

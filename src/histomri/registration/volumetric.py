@@ -157,12 +157,20 @@ class Level:
 
 def make_level(fixed: Array, moving: Array, grid: Grid, field: CoarseField | None, local: float) -> Level:
     """A level of two soft volumes (z, y, x, 2) on one grid; ``field`` is the displacement so far."""
-    here = moving if field is None else warp(moving, np.eye(4), grid.shape, field)
-    a, b = _intensity(fixed), _intensity(moving)
-    a, b = match_contrast(a, b, _intensity(here), fixed[..., 1] * here[..., 1])
-    channels = [local_channels(values, soft[..., 1], local) for values, soft in ((a, fixed), (b, moving))]
+    # what is made of one image is let go of before the next: at the finest level this is the most that is held
+    curves = _curves(fixed, moving if field is None else warp(moving, np.eye(4), grid.shape, field))
+    channels = [
+        local_channels(_intensity(soft) if curve is None else curve.apply(_intensity(soft)), soft[..., 1], local)
+        for soft, curve in zip((fixed, moving), curves, strict=True)
+    ]
     weight = ndimage.grey_dilation(fixed[..., 1], size=3)
     return Level(grid, channels[0], channels[1], np.where(weight > 0.02, weight, 0).astype(np.float32))
+
+
+def _curves(fixed: Array, warped: Array) -> tuple[Curve | None, Curve | None]:
+    """:func:`matching` of two soft volumes where both are tissue."""
+    both = fixed[..., 1] * warped[..., 1] > 0.5
+    return matching(*(_intensity(soft[both]) for soft in (fixed, warped)))
 
 
 def _intensity(soft: Array) -> Array:
@@ -176,30 +184,32 @@ def local_channels(values: Array, mask: Array, sigma: float) -> Array:
 
     ``sd`` is bounded below by a quarter of its median in the mask, so that flat regions do not turn noise into structure.
     """
-    moments = gaussian(np.stack([mask, mask * values, mask * values * values], axis=-1), sigma, 3)
-    weight = np.maximum(moments[..., 0], np.float32(SMALLEST))
-    mean = moments[..., 1] / weight
-    sd = np.sqrt(np.maximum(moments[..., 2] / weight - mean * mean, 0))
+    weight = np.maximum(gaussian(mask, sigma, 3), np.float32(SMALLEST))
+    mean = gaussian(mask * values, sigma, 3) / weight
+    sd = gaussian(mask * values * values, sigma, 3) / weight
+    del weight
+    sd -= mean * mean
+    np.sqrt(np.maximum(sd, 0, out=sd), out=sd)
     inside = mask > 0.5
     floor = 0.25 * float(np.median(sd[inside])) if inside.any() else 1.0
-    scaled = mask * np.clip((values - mean) / np.maximum(sd, np.float32(floor + 1e-6)), -3, 3)
-    return np.stack([scaled, 2 * mask], axis=-1).astype(np.float32)
+    np.subtract(values, mean, out=mean)
+    mean /= np.maximum(sd, np.float32(floor + 1e-6), out=sd)
+    out = np.empty((*values.shape, 2), np.float32)
+    np.multiply(mask, np.clip(mean, -3, 3, out=mean), out=out[..., 0])
+    np.multiply(mask, np.float32(2), out=out[..., 1])
+    return out
 
 
-def match_contrast(fixed: Array, moving: Array, warped: Array, weight: Array) -> tuple[Array, Array]:
-    """Both images in one contrast: the one that is more nearly a function of the other is predicted from it.
+def matching(fixed: Array, warped: Array) -> tuple[Curve | None, Curve | None]:
+    """The curve that brings the fixed or the moving image to the other's contrast (None: as it is), from values (n,) at one place.
 
-    The prediction is the conditional mean ``E[f | m]`` (or ``E[m | f]``) over the weighted voxels of ``warped``, the moving image
-    as it lies now; which one, the correlation ratio says (Roche et al. 1998).
+    The one that is more nearly a function of the other is predicted from it, by the conditional mean ``E[f | m]`` or ``E[m | f]``;
+    which one, the correlation ratio says (Roche et al. 1998).
     """
-    inside = weight > 0.5
-    if not inside.any():
-        return fixed, moving
-    f, m = fixed[inside], warped[inside]
-    of_fixed, of_moving = conditional_mean(m, f), conditional_mean(f, m)
-    if of_fixed.ratio >= of_moving.ratio:
-        return fixed, of_fixed.apply(moving)
-    return of_moving.apply(fixed), moving
+    if not len(fixed):
+        return None, None
+    of_fixed, of_moving = conditional_mean(warped, fixed), conditional_mean(fixed, warped)
+    return (None, of_fixed) if of_fixed.ratio >= of_moving.ratio else (of_moving, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -367,8 +377,7 @@ def register_volumes(
     """
     masked = _masked(fixed), _masked(moving)
     affine = find_start(*masked, guide, part(progress, 0.0, 0.3))
-    soft = Soft.of(masked[0]), Soft.of(masked[1])
-    field, status, trace = deform(*soft, affine.matrix, settings, part(progress, 0.3, 1.0))
+    field, status, trace = deform(Soft.of(masked[0]), Soft.of(masked[1]), affine.matrix, settings, part(progress, 0.3, 1.0))
     chain = Chain((field, affine))
     before, linear, after = (dissimilarity(*masked, t) for t in (Affine.identity(3), affine, chain))
     bettered = after <= linear

@@ -6,7 +6,7 @@
      "moving_mask": path or null, "threads": n, "output": folder}
 
 Images are files that ITK reads. ``output`` gets ``field.mha``, the displacement (x, y[, z]) in mm from each point of the fixed
-grid to the moving image, in ITK's physical space, and ``result.json`` with the seconds of each part, or ``failed`` with the
+grid to the moving image, in ITK's physical space, and ``result.json`` with the seconds and CPU seconds of each part, or ``failed`` with the
 reason. All that is compared is computed from the field, in the same way for all peers.
 """
 
@@ -48,15 +48,17 @@ class Job:
 
 @dataclass
 class Clock:
-    """Wall seconds of each part of a run."""
+    """Wall seconds, and CPU seconds of all threads, of each part of a run."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    cpu: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Add the time of the block to the part ``name``."""
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         yield
+        self.cpu[name] = self.cpu.get(name, 0.0) + time.process_time() - busy
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
@@ -84,5 +86,5 @@ def _run(register: Callable[[Job, Clock], SimpleITK.Image], job: Job) -> bool:
     except Exception as error:
         traceback.print_exc()
         result = {"failed": f"{type(error).__name__}: {error}"}
-    (job.output / "result.json").write_text(json.dumps(result | {"seconds": clock.seconds}, indent=1))
+    (job.output / "result.json").write_text(json.dumps(result | {"seconds": clock.seconds, "cpu": clock.cpu}, indent=1))
     return not result

@@ -22,6 +22,8 @@ Mask = NDArray[np.bool_]
 
 # metrics whose features look along the axes of the image: the moving image is turned into the fixed frame before they are made
 ORIENTED = ("mind",)
+# pixels from the fixed image's border within which its features rest on what lies beyond it, and count for less
+BORDER_PX = {"mind": 4}
 # how far the turned moving image reaches beyond the fixed one, as a share of its extent
 MARGIN = 0.25
 COARSEST = {2: 32, 3: 16}
@@ -90,10 +92,20 @@ def make_level(fixed: Source, moving: Source, matrix: Float, factor: int, metric
         other.grid,
         np.ascontiguousarray(metric.features(small.data, small.mask), np.float32),
         np.ascontiguousarray(metric.features(other.data, other.mask), np.float32),
-        small.mask.astype(np.float32),
+        small.mask * from_border(small.grid.shape, BORDER_PX.get(metric.name, 0)),
         _inner_weight(other.mask),
         outer,
     )
+
+
+def from_border(shape: tuple[int, ...], reach_px: int) -> Array:
+    """A weight (*shape) that falls to 0 over ``reach_px`` pixels towards the border, along each axis; 1 for a reach of 0."""
+    weight = np.ones(shape, np.float32)
+    if reach_px > 0:
+        for axis, n in enumerate(shape):
+            distance = np.minimum(np.arange(n), np.arange(n)[::-1]).reshape([-1 if a == axis else 1 for a in range(len(shape))])
+            weight *= np.minimum((distance + 0.5) / reach_px, 1).astype(np.float32)
+    return weight
 
 
 def _inner_weight(mask: Mask) -> Array:
