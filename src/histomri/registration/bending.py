@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,26 @@ from histomri.transforms.displacement import DisplacementField
 Float = NDArray[np.float64]
 Array = NDArray[np.float32]
 
-OUTLINE = 0.3
+
+@dataclass(frozen=True)
+class Plan:
+    """``bending`` of the finest level, ``stiffer`` times as stiff on each coarser one; ``stride`` in pixels between nodes;
+    ``outline``: how much the tissue masks themselves count.
+    """
+
+    bending: Bending = field(default_factory=Bending)
+    stiffer: float = 1.0
+    stride: int = 4
+    outline: float = 0.0
+
+    def with_stiffness(self, alpha: float) -> Plan:
+        """The same at another stiffness of the finest level."""
+        return replace(self, bending=replace(self.bending, alpha=alpha))
+
+
+# chosen on the digital block and on every tenth section of BigBrain: docs/decisions/registration.md
+TO_PHOTOGRAPH = Plan(Bending(alpha=0.5, window=4.0))
+TO_VOLUME = Plan(Bending(alpha=0.1, window=2.0), stiffer=3.0, stride=2, outline=1.5)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,18 +90,18 @@ def masked_pyramid(image: Image, mask: Image) -> Pyramid:
     return Pyramid.of(View(Image(image.grid, np.where(inside, image.data, 0).astype(np.float32)), Image(mask.grid, inside)))
 
 
-def bend_onto(goals: Sequence[Goal], moving: Pyramid, matrix: Float, plane: Grid, plan: Bending = DEFAULTS.bending) -> Bent:
+def bend_onto(goals: Sequence[Goal], moving: Pyramid, matrix: Float, plane: Grid, plan: Plan) -> Bent:
     """The displacement u over ``plane`` such that moving(matrix(p + u(p))) looks like all goals at p; it never folds.
 
     ``matrix`` (3, 3) maps the goals' world (mm) to the moving image's.
     """
-    spacing, stride = float(plane.spacing_mm.max()), DEFAULTS.stride
-    grids = level_grids(plane, spacing, DEFAULTS.coarsest_px, stride)
+    grids = level_grids(plane, float(plane.spacing_mm.max()), DEFAULTS.coarsest_px, plan.stride)
     nodes, cost, status = None, np.inf, "stopped"
-    for grid in grids:
-        levels = make_levels([g.plane for g in goals], moving, matrix, grid, stride, DEFAULTS.robust, OUTLINE)
+    for coarser, grid in zip(range(len(grids) - 1, -1, -1), grids, strict=True):
+        levels = make_levels([g.plane for g in goals], moving, matrix, grid, plan.stride, DEFAULTS.robust, plan.outline)
         level = Joint(levels, tuple(g.weight for g in goals))
         nodes = np.zeros((*level.nodes, 2), np.float32) if nodes is None else finer(nodes, level.nodes)
-        nodes, cost, status = bend(level, nodes, plan)
+        stiff = replace(plan.bending, alpha=plan.bending.alpha * plan.stiffer**coarser)
+        nodes, cost, status = bend(level, nodes, stiff)
     assert nodes is not None
-    return Bent(displacement(grids[-1], stride, nodes), cost, status)
+    return Bent(displacement(grids[-1], plan.stride, nodes), cost, status)

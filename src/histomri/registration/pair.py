@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 
 from histomri.core import Grid, Image
 from histomri.kernels.interpolate import warp_2d
-from histomri.registration.bending import Goal, bend_onto, masked_pyramid
+from histomri.registration.bending import Goal, Plan, bend_onto, masked_pyramid
 from histomri.registration.channels import make_channels, match_contrast, resample_to
 from histomri.registration.linear import fit_linear
-from histomri.registration.node_flow import Bending
 from histomri.registration.samples import Channels, Samples, draw_samples
 from histomri.registration.search import Candidate, rigid_search
 from histomri.registration.volume import field_pixels
@@ -121,7 +120,7 @@ def onto_fixed(moving: Channels, grid: Grid) -> Array:
     return warp_2d(moving.data, moving.grid.world_to_index @ grid.index_to_world, (grid.shape[0], grid.shape[1]))
 
 
-def deform_pair(fixed: Prepared, moving: Prepared, matrix: Float, plan: Bending) -> tuple[DisplacementField | None, float]:
+def deform_pair(fixed: Prepared, moving: Prepared, matrix: Float, plan: Plan) -> tuple[DisplacementField | None, float]:
     """The deformation over the fixed image, before ``matrix`` (fixed mm -> moving mm), and the structure score with it.
 
     None, and the score without it, where the deformation brings nothing.

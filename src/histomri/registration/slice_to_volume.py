@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from histomri.core import Grid, Image
 from histomri.kernels.interpolate import sample_3d, warp_2d
-from histomri.registration.bending import Goal, bend_onto, masked_pyramid
+from histomri.registration.bending import TO_VOLUME, Goal, Plan, bend_onto, masked_pyramid
 from histomri.registration.channels import make_channels, match_contrast
 from histomri.registration.depth import depth_correction, section_depths
 from histomri.registration.linear import fit_linear
-from histomri.registration.node_flow import Bending, Pyramid
+from histomri.registration.node_flow import Pyramid
 from histomri.registration.pair import align, structure_score
 from histomri.registration.pose import Scaled, refine_pose
 from histomri.registration.samples import Channels, draw_samples
@@ -52,7 +52,7 @@ class Refinement:
     max_gap_mm: float = 3.0
     max_scale_change: float = 0.25
     hold_blockface: bool = True
-    bending: Bending = dataclasses.field(default_factory=Bending)
+    bending: Plan = TO_VOLUME
 
 
 def _large(pixels: Mapping[str, SectionPixels]) -> frozenset[str]:

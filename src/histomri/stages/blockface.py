@@ -30,7 +30,7 @@ class BlockfaceSettings:
     fine_px: int = 220
     min_score: float = 0.0
     deformable: bool = True
-    stiffness: float = 1.0
+    stiffness: float = 0.5
     chunk_px: int = 512
     codec: str = "zstd"
 
@@ -319,7 +319,7 @@ def _place(
 ) -> tuple[Placement, float]:
     """One section on its photograph, and the score of its wrong face."""
     from histomri.io.sections import registration_image
-    from histomri.registration.node_flow import Bending
+    from histomri.registration.bending import TO_PHOTOGRAPH
     from histomri.registration.pair import deform_pair, prepare, register_pair, scaled
     from histomri.transforms import Affine
     from histomri.transforms.placement import Placement
@@ -336,7 +336,7 @@ def _place(
     result = register_pair(fixed, moving, faces, hint_deg=hint, models=("rigid", "affine"))
     field, score = (None, result.score)
     if settings.deformable:
-        field, score = deform_pair(fixed, moving, result.matrix, Bending(alpha=settings.stiffness))
+        field, score = deform_pair(fixed, moving, result.matrix, TO_PHOTOGRAPH.with_stiffness(settings.stiffness))
     shrink = np.diag([1 / scale, 1 / scale, 1.0])
     affine = Affine(shrink @ result.matrix, f"block:{section.block}", f"section:{section.id}")
     quality = {

@@ -40,7 +40,7 @@ class MriSettings:
     max_gap_mm: float = 0.0
     max_scale_change: float = 0.25
     hold_blockface: bool = True
-    stiffness: float = 1.0
+    stiffness: float = 0.1
 
 
 def find_pose(
@@ -277,7 +277,7 @@ def refine(
     import numpy as np
 
     from histomri.io.placements import read_placements, write_placements
-    from histomri.registration.node_flow import Bending
+    from histomri.registration.bending import TO_VOLUME
     from histomri.registration.slice_to_volume import Refinement, SliceToVolume
 
     placements = read_placements(placements_in)
@@ -290,7 +290,7 @@ def refine(
         **shared,
         spacing_mm=spacing,
         volume_mm=size / settings.volume_px,
-        bending=Bending(alpha=settings.stiffness),
+        bending=TO_VOLUME.with_stiffness(settings.stiffness),
     )
     pixels = load_pixels(sections, manifests, placements, spacing)
     start = np.linalg.inv(np.array(found["mri_to_block"]))
