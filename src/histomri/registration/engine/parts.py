@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from histomri.backend import array_module, to_device
+from histomri.backend import array_module, beside, to_device
 from histomri.kernels.flow import flow_terms, solve
 from histomri.kernels.flow_3d import flow_terms_3d, solve_3d
 from histomri.kernels.gaussian import gaussian
@@ -157,14 +157,9 @@ class _Slope:
 
     def take(self, box: Box, force: Array) -> None:
         if self.is_field:
-            self.total[box] = _beside(force, self.total)
+            self.total[box] = beside(force, self.total)
         else:
             self.total = self.total + matrix_force(force, start_of(box))
-
-
-def _beside(array: Array, other: Array) -> Array:
-    """An array on the device of another one."""
-    return to_device(array, "cpu" if array_module(other) is np else "gpu")
 
 
 def newton(level: Level, matrix: Float, displacement: Array, window_px: float, least: float) -> tuple[float, Array]:
@@ -188,7 +183,7 @@ def newton(level: Level, matrix: Float, displacement: Array, window_px: float, l
         structure += sum(float(smooth[..., k].sum(dtype=np.float64)) for k in diagonal)
     ridge = RIDGE * structure / (ndim * int(np.prod(level.fixed.shape))) + 1e-9
     for box, (smooth, _) in zip(level.boxes, windowed(), strict=True):
-        update[box] = _beside(solve(smooth, ridge) if ndim == 2 else solve_3d(smooth, ridge, 1.0), update)
+        update[box] = beside(solve(smooth, ridge) if ndim == 2 else solve_3d(smooth, ridge, 1.0), update)
     return cost / total, update
 
 
