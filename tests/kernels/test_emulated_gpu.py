@@ -70,6 +70,18 @@ def test_metrics_are_those_of_the_cpu(name: str, shape: tuple[int, ...]) -> None
 
 
 @each_shape
+@pytest.mark.parametrize("name", METRICS)
+def test_features_are_those_of_the_cpu(name: str, shape: tuple[int, ...]) -> None:
+    image, _, weight = case(shape, 2)
+    for mask in (None, weight > 0):
+        features = METRICS[name].features(image, mask)
+        with emulated_gpu():
+            found = METRICS[name].features(to_device(image, "gpu"), None if mask is None else to_device(mask, "gpu"))
+            assert device_of(found) == "gpu"
+            np.testing.assert_allclose(to_device(found, "cpu"), features, atol=1e-5 * np.abs(features).max())
+
+
+@each_shape
 @pytest.mark.parametrize("name", VARIED)
 def test_metrics_over_tiles_are_those_of_the_whole(name: str, shape: tuple[int, ...]) -> None:
     metric, images = VARIED[name], case(shape)

@@ -194,28 +194,31 @@ class _Plan:
         chain = self.factors(name)
         return (*chain, chain[-1]) if name in LINEAR and self.metric.name in ORIENTED else chain
 
-    def level(self, state: _State, factor: int) -> Level:
-        level = make_level(self.fixed, self.moving, state.matrix, factor, self.metric)
+    def level(self, state: _State, factor: int, device: str = "cpu") -> Level:
+        """The level of a downsample factor in the memory of a device."""
+        level = make_level(self.fixed, self.moving, state.matrix, factor, self.metric, device)
         return replace(level, tile=self.tile(level, self.options.memory_bytes))
 
     def within_memory(self, state: _State, factor: int, call: Callable[[Level], Any]) -> Any:
         """What ``call`` makes of a level, which goes where it fits: the GPU's memory, parts of it to the GPU, the CPU."""
-        level = self.level(state, factor)
         if self.device == "cpu":
-            return call(level)
-        for share in (None, *STREAMED):
+            return call(self.level(state, factor))
+        try:
+            return call(self.level(state, factor, "gpu"))
+        except out_of_memory():
+            # what the exception holds is free only when it is over
+            pass
+        level = self.level(state, factor)
+        for share in STREAMED:
             try:
-                return call(self._sent(level, share, factor))
+                return call(self._streamed(level, share, factor))
             except out_of_memory():
-                # what the exception holds is free only when it is over
                 continue
         self.note(f"at 1/{factor} the GPU's memory ran out even for parts of the images: they were evaluated on the CPU")
         return call(level)
 
-    def _sent(self, level: Level, share: float | None, factor: int) -> Level:
-        """The level on the GPU, or to be sent there in parts that take a share of what is free."""
-        if share is None:
-            return level.on("gpu")
+    def _streamed(self, level: Level, share: float, factor: int) -> Level:
+        """A level of the CPU's memory, to be sent to the GPU in parts that take a share of what is free there."""
         tile = self.tile(level, min(share * free_memory(), self.options.memory_bytes or np.inf))
         shape = " x ".join(str(n) for n in tile)
         self.note(f"at 1/{factor} the GPU's memory ran out: the images were sent there in parts of {shape} pixels")

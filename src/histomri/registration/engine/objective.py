@@ -55,12 +55,6 @@ class Level:
         """The parts in which the fixed grid is evaluated."""
         return boxes(self.fixed.shape, self.tile or self.fixed.shape)
 
-    def on(self, device: str) -> Level:
-        """The level in the memory of a device, on which it is computed then."""
-        held = (self.fixed_features, self.moving_features, self.weight, self.moving_weight)
-        f, m, w, v = (to_device(array, device) for array in held)
-        return replace(self, fixed_features=f, moving_features=m, weight=w, moving_weight=v, device=device)
-
     def onto(self, matrix: Float) -> Float:
         """A matrix (fixed mm to moving mm) as one from indices to indices of the level."""
         inner = np.linalg.solve(self.outer, matrix)
