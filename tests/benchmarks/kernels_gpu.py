@@ -90,7 +90,7 @@ def images(size: int) -> tuple[Array, Array, Array, Array]:
     parts = [np.ascontiguousarray(field.values[..., k]) for k in range(3)]
     dense = np.stack([warp(part, _to_nodes(field), (size,) * 3, outside="edge") for part in parts], axis=-1)
     fixed = warp(moving, np.eye(4), (size,) * 3, dense, outside="edge")
-    # beyond the border the terms of Gauss-Newton differ, which is why it has no weight
+    # rounding decides whether the outermost pixels lie in the moving image, which is why they have no weight
     margin = max(size // 16, 4)
     weight = np.pad(np.ones((size - 2 * margin,) * 3, np.float32), margin)
     return moving, fixed, weight, np.ascontiguousarray(dense)
