@@ -22,6 +22,7 @@ from histomri.kernels.folding import least_jacobian
 from histomri.kernels.gaussian import gaussian
 from histomri.kernels.interpolate import warp, warp_with_gradient
 from histomri.kernels.similarity.passes import evaluated
+from histomri.kernels.splat import square_adjoint
 from histomri.registration.metrics import METRICS, Information, LocalCorrelation, Metric
 from histomri.tiling.similarity import evaluate
 
@@ -149,6 +150,16 @@ def test_gauss_newton_terms_and_solves_are_those_of_the_cpu(shape: tuple[int, ..
         np.testing.assert_allclose(to_device(found, "cpu"), terms, atol=1e-4 * np.abs(terms).max())
         step = to_device(solver(to_device(terms, "gpu")), "cpu")
     np.testing.assert_allclose(step, solver(terms), atol=1e-5)
+
+
+@each_shape
+def test_the_transpose_of_a_squaring_is_that_of_the_cpu(shape: tuple[int, ...]) -> None:
+    field, force = RANDOM.normal(size=(2, *shape, len(shape)))
+    field = field.astype(np.float32)
+    expected = square_adjoint(field, force)
+    with emulated_gpu():
+        found = to_device(square_adjoint(*there(field, force)), "cpu")
+    np.testing.assert_allclose(found, expected, atol=1e-6 * np.abs(expected).max())
 
 
 def test_the_emulated_device_refuses_what_a_device_refuses() -> None:

@@ -60,7 +60,7 @@ def test_volumes_on_the_gpu_are_registered_as_on_the_cpu(model: str, metric: str
         ("affine", "ncc", {}, None),
         ("affine", "ssd", {}, "normal equations"),
         ("bspline", "ssd", {}, "fields of bspline"),
-        ("velocity", "ncc", {}, "fields of velocity"),
+        ("velocity", "ncc", {}, None),
         ("diffeomorphic", "ncc", {"optimiser": "lbfgs"}, "under lbfgs"),
         ("diffeomorphic", "ncc", {"optimiser": "adam"}, None),
         ("diffeomorphic", "ncc", {"regularisation": {"bending": 0.01}}, "penalties"),

@@ -346,7 +346,7 @@ class Velocity:
         steps = self._steps(theta)
         for half in reversed(steps[:-1]):
             force = square_adjoint(half, force)
-        return _smoothed(np.asarray(force / 2 ** (len(steps) - 1), np.float32), self.window_px)
+        return _smoothed(force / 2 ** (len(steps) - 1), self.window_px)
 
     def advance(self, theta: Theta, step: Theta) -> Theta:
         """The smoothed step added, halved until the exponential does not fold on its grid."""
@@ -390,7 +390,7 @@ class Velocity:
 def _squarings(velocity: Theta) -> list[Array]:
     """The steps of the exponential: ``v / 2^n`` and its n squarings, as displacements."""
     count = squarings(velocity)
-    fields = [np.asarray(velocity * np.float32(0.5**count), np.float32)]
+    fields = [(velocity * np.float32(0.5**count)).astype(np.float32, copy=False)]
     for _ in range(count):
         fields.append(compose(fields[-1], fields[-1]))
     return fields

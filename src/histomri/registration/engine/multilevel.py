@@ -377,7 +377,7 @@ def _at_level(
     optimiser = plan.chosen(name)
     if plan.device == "gpu":
         _note_what_stays(plan, name, optimiser)
-    resident = name == "diffeomorphic" and optimiser in ON_DEVICE and device_of(level.weight) == "gpu"
+    resident = name in ("diffeomorphic", "velocity") and optimiser in ON_DEVICE and device_of(level.weight) == "gpu"
     model = _model(plan, name, state, level)
     start = to_device(_start(model, state, level, coarser), "gpu" if resident else "cpu")
     outcome = _run(optimiser, _objective(plan, name, state, level, model, start), start, settings)
@@ -388,7 +388,7 @@ def _note_what_stays(plan: _Plan, name: str, optimiser: str) -> None:
     """Say what the CPU computes although a GPU is used."""
     if optimiser == "levenberg_marquardt":
         plan.note("the normal equations of levenberg_marquardt are computed on the CPU")
-    if name in DEFORMABLE and not (name == "diffeomorphic" and optimiser in ON_DEVICE):
+    if name == "bspline" or (name in DEFORMABLE and optimiser not in ON_DEVICE):
         plan.note(f"the fields of {name} under {optimiser} are made on the CPU, only the images are compared on the GPU")
     if plan.guidance is not None or (name in DEFORMABLE and plan.penalties):
         plan.note("penalties and landmarks are computed on the CPU")
