@@ -191,8 +191,9 @@ class Emulated(ModuleType):
     def __init__(self) -> None:
         super().__init__("cupy")
         memory = SimpleNamespace(OutOfMemoryError=OutOfMemoryError)
-        runtime = SimpleNamespace(memGetInfo=lambda: (Memory.limit - Memory.live, Memory.limit))
-        self.cuda = SimpleNamespace(is_available=lambda: True, memory=memory, runtime=runtime)
+        runtime = SimpleNamespace(memGetInfo=lambda: (min(Memory.limit - Memory.live, 1 << 40), 1 << 40))
+        device = SimpleNamespace(synchronize=lambda: None)
+        self.cuda = SimpleNamespace(is_available=lambda: True, memory=memory, runtime=runtime, Device=lambda: device)
 
     def get_array_module(self, *arrays: Any) -> Any:
         return self if any(isinstance(a, DeviceArray) for a in arrays) else np
@@ -206,7 +207,7 @@ class Emulated(ModuleType):
         return DeviceArray(np.array(array.host if isinstance(array, DeviceArray) else array, dtype))
 
     def get_default_memory_pool(self) -> Any:
-        return SimpleNamespace(free_all_blocks=lambda: None)
+        return SimpleNamespace(free_all_blocks=lambda: None, total_bytes=lambda: Memory.most)
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(np, name)

@@ -22,6 +22,7 @@ from histomri.kernels.folding import least_jacobian
 from histomri.kernels.gaussian import gaussian
 from histomri.kernels.interpolate import warp, warp_with_gradient
 from histomri.kernels.similarity.passes import evaluated
+from histomri.kernels.splat import square_adjoint
 from histomri.registration.metrics import METRICS, Information, LocalCorrelation, Metric
 from histomri.tiling.similarity import evaluate
 
@@ -67,6 +68,18 @@ def test_metrics_are_those_of_the_cpu(name: str, shape: tuple[int, ...]) -> None
         assert metric.value(*there(*images)) == pytest.approx(value, rel=2e-6, abs=2e-6)
         again = metric.evaluate(*there(*images))
         assert again[0] == found and (again[1] == slope).all()
+
+
+@each_shape
+@pytest.mark.parametrize("name", METRICS)
+def test_features_are_those_of_the_cpu(name: str, shape: tuple[int, ...]) -> None:
+    image, _, weight = case(shape, 2)
+    for mask in (None, weight > 0):
+        features = METRICS[name].features(image, mask)
+        with emulated_gpu():
+            found = METRICS[name].features(to_device(image, "gpu"), None if mask is None else to_device(mask, "gpu"))
+            assert device_of(found) == "gpu"
+            np.testing.assert_allclose(to_device(found, "cpu"), features, atol=1e-5 * np.abs(features).max())
 
 
 @each_shape
@@ -127,7 +140,6 @@ def test_folds_are_those_of_the_cpu(shape: tuple[int, ...]) -> None:
 def test_gauss_newton_terms_and_solves_are_those_of_the_cpu(shape: tuple[int, ...]) -> None:
     ndim = len(shape)
     fixed, moving, weight = case(shape, 3)
-    weight *= np.pad(np.ones([n - 8 for n in shape]), 4)
     field = RANDOM.uniform(-1, 1, (*shape, ndim)).astype(np.float32)
     matrix = np.eye(ndim + 1) + 0.02 * np.triu(np.ones((ndim + 1, ndim + 1)), 1)
     terms = (flow_terms if ndim == 2 else flow_terms_3d)(fixed, moving, weight, matrix, field)
@@ -138,6 +150,16 @@ def test_gauss_newton_terms_and_solves_are_those_of_the_cpu(shape: tuple[int, ..
         np.testing.assert_allclose(to_device(found, "cpu"), terms, atol=1e-4 * np.abs(terms).max())
         step = to_device(solver(to_device(terms, "gpu")), "cpu")
     np.testing.assert_allclose(step, solver(terms), atol=1e-5)
+
+
+@each_shape
+def test_the_transpose_of_a_squaring_is_that_of_the_cpu(shape: tuple[int, ...]) -> None:
+    field, force = RANDOM.normal(size=(2, *shape, len(shape)))
+    field = field.astype(np.float32)
+    expected = square_adjoint(field, force)
+    with emulated_gpu():
+        found = to_device(square_adjoint(*there(field, force)), "cpu")
+    np.testing.assert_allclose(found, expected, atol=1e-6 * np.abs(expected).max())
 
 
 def test_the_emulated_device_refuses_what_a_device_refuses() -> None:

@@ -15,7 +15,8 @@ from synthetic import Tissue, centred, moved, rigid
 
 from histomri.core import Grid, Image, RegistrationError
 from histomri.registration.alignment import Guide, View
-from histomri.registration.planar import PlanarSettings, find_start, level_grids, register_planar
+from histomri.registration.bending import level_grids
+from histomri.registration.planar import PlanarSettings, find_start, register_planar
 from histomri.transforms import Chain, DisplacementField
 
 TISSUE = Tissue(2)

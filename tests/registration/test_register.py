@@ -216,6 +216,12 @@ def test_a_gpu_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
     _refused("gpu was asked for", brightfield(), brightfield(), device="gpu")
 
 
+def test_a_gpu_that_the_default_pipeline_does_not_use_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("histomri.backend.has_gpu", lambda: True)
+    assert any("computed on the CPU" in note for note in register(brightfield(), brightfield(), device="gpu").notes)
+    assert not any("computed on the CPU" in note for note in register(brightfield(), brightfield(), device="auto").notes)
+
+
 def test_the_choices_are_the_menus_of_the_engine() -> None:
     from histomri.registration import engine, metrics
     from histomri.registration.engine import optimisers, regularisation

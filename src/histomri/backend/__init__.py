@@ -41,6 +41,22 @@ def to_device(array: Any, device: str) -> Any:
     return cupy.asnumpy(array) if cupy is not None and array_module(array) is cupy else np.asarray(array)
 
 
+def beside(array: Any, other: Any) -> Any:
+    """The array in the memory where the other one lies."""
+    return to_device(array, device_of(other) or "cpu")
+
+
+def out_of_memory() -> tuple[type[BaseException], ...]:
+    """What is raised where a GPU's memory runs out, for ``except``; nothing without CuPy."""
+    return () if cupy is None else (cupy.cuda.memory.OutOfMemoryError,)
+
+
+def free_memory() -> int:
+    """Bytes that are free on the GPU, once what its pool holds for later use is given back."""
+    cupy.get_default_memory_pool().free_all_blocks()
+    return int(cupy.cuda.runtime.memGetInfo()[0])
+
+
 def resolve_device(device: str) -> str:
     """``cpu`` or ``gpu`` for the config's ``auto``, ``cpu`` or ``gpu``.
 

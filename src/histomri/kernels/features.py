@@ -1,6 +1,7 @@
 """Feature channels in which two images of one tissue look alike, whatever made them.
 
-All functions take float32 arrays (y, x) or (z, y, x) and a boolean mask of the same shape, and return channels first: (c, ...).
+All functions take float32 arrays (y, x) or (z, y, x) and a boolean mask of the same shape, and return channels first: (c, ...);
+:func:`mind` also arrays of CuPy.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from histomri.backend import array_module
+from histomri.kernels.gaussian import gaussian
+
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
@@ -20,9 +24,12 @@ EPSILON = 1e-6
 
 def smooth(image: Array | Mask, sigma_px: float) -> Array:
     """Gaussian of ``sigma_px`` pixels, truncated at 3 sigma, edges replicated; unchanged for sigma 0."""
-    data = np.asarray(image, np.float32)
+    xp = array_module(image)
+    data = xp.asarray(image, np.float32)
     if sigma_px <= 0:
-        return data
+        return data  # type: ignore[no-any-return]
+    if xp is not np:
+        return gaussian(data, sigma_px, data.ndim)
     if data.ndim == 2:
         width = 2 * int(np.ceil(3 * sigma_px)) + 1
         return np.asarray(cv2.GaussianBlur(data, (width, width), sigma_px, borderType=cv2.BORDER_REPLICATE), np.float32)
@@ -32,8 +39,8 @@ def smooth(image: Array | Mask, sigma_px: float) -> Array:
 
 def masked_mean(image: Array, mask: Mask, sigma_px: float) -> Array:
     """Normalised convolution ``G*(I m) / G*m``: the local mean of what lies inside the mask; 0 far from it."""
-    weight = smooth(mask, sigma_px)
-    return np.asarray(smooth(np.where(mask, image, np.float32(0)), sigma_px) / np.maximum(weight, np.float32(1e-3)), np.float32)
+    xp, weight = array_module(image), smooth(mask, sigma_px)
+    return xp.asarray(smooth(xp.where(mask, image, np.float32(0)), sigma_px) / xp.maximum(weight, np.float32(1e-3)), np.float32)  # type: ignore[no-any-return]
 
 
 def local_norm(image: Array, mask: Mask, sigma_px: float) -> Array:
@@ -62,21 +69,21 @@ def mind(image: Array, mask: Mask, sigma_px: float = 1.0, reach: int = 2) -> Arr
     ``S_r = exp(-D_r / V)`` where ``D_r = G_sigma * (I(p) - I(p + r))^2`` and V is the mean of D_r over the neighbourhood, bounded
     to 0.05 to 50 times its median in the mask; divided by the largest S_r, minus its neutral value, and 0 outside the mask.
     """
-    shifts = [tuple(reach * s for s in o) for o in neighbourhood(image.ndim)]
-    filled = np.where(mask, image, masked_mean(image, mask, 4 * sigma_px)).astype(np.float32)
-    distance = np.stack([smooth((filled - shifted(filled, s)) ** 2, sigma_px) for s in shifts])
+    xp, shifts = array_module(image), [tuple(reach * s for s in o) for o in neighbourhood(image.ndim)]
+    filled = xp.where(mask, image, masked_mean(image, mask, 4 * sigma_px)).astype(np.float32)
+    distance = xp.stack([smooth((filled - shifted(filled, s)) ** 2, sigma_px) for s in shifts])
     variance = distance.mean(axis=0)
-    middle = float(np.median(variance[mask])) if mask.any() else 1.0
-    variance = np.clip(variance, 0.05 * middle + EPSILON, 50 * middle + 2 * EPSILON)
-    out = np.exp(-distance / variance)
-    out /= np.maximum(out.max(axis=0), EPSILON)
-    return np.where(mask, out - np.float32(0.5), 0).astype(np.float32)
+    middle = float(xp.median(variance[mask])) if mask.any() else 1.0
+    variance = xp.clip(variance, 0.05 * middle + EPSILON, 50 * middle + 2 * EPSILON)
+    out = xp.exp(-distance / variance)
+    out /= xp.maximum(out.max(axis=0), EPSILON)
+    return xp.where(mask, out - np.float32(0.5), 0).astype(np.float32)  # type: ignore[no-any-return]
 
 
 def shifted(image: Array, shift: tuple[int, ...]) -> Array:
     """``I(p + shift)`` with replicated edges, integer shifts."""
     pad = [(max(0, -s), max(0, s)) for s in shift]
-    padded = np.pad(image, pad, mode="edge")
+    padded: Array = array_module(image).pad(image, pad, mode="edge")
     return padded[tuple(slice(max(0, s), max(0, s) + n) for s, n in zip(shift, image.shape, strict=True))]
 
 

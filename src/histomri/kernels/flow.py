@@ -17,7 +17,7 @@ from numba import njit, prange
 from numpy.typing import NDArray
 
 from histomri.backend import array_module
-from histomri.kernels.interpolate import warp_with_gradient
+from histomri.kernels import cuda
 
 Array = NDArray[np.float32]
 
@@ -68,28 +68,21 @@ def flow_terms(fixed: Array, moving: Array, weight: Array, matrix: NDArray[np.fl
     ``field`` (y, x, 2) in fixed pixels.
     """
     if array_module(fixed) is not np:
-        return flow_formula(fixed, moving, weight, matrix, field)  # type: ignore[no-any-return]
+        return terms_on_device(fixed, moving, weight, matrix, field)  # type: ignore[no-any-return]
     out = np.empty((*fixed.shape[:2], 6), np.float32)
     _flow_2d(fixed, moving, weight, np.ascontiguousarray(matrix), np.ascontiguousarray(field, np.float32), out)
     return out
 
 
-def flow_formula(fixed: Any, moving: Any, weight: Any, matrix: NDArray[np.float64], field: Any) -> Any:
-    """The terms of this module and of :mod:`flow_3d`, (*shape, 6 or 10), as array formulas; NumPy or CuPy.
-
-    Beyond the moving image its edge counts, where these modules count 0: give such pixels no weight.
-    """
+def terms_on_device(fixed: Any, moving: Any, weight: Any, matrix: NDArray[np.float64], field: Any) -> Any:
+    """The terms of this module or of :mod:`flow_3d`, (*shape, 6 or 10), on the GPU that holds the images."""
     xp, ndim = array_module(fixed), weight.ndim
-    values, slopes = warp_with_gradient(moving, matrix, weight.shape, field, outside="edge")
-    values -= fixed
-    upper = [(i, j) for i in range(ndim) for j in range(i, ndim)]
-    out = xp.empty((*weight.shape, len(upper) + ndim + 1), np.float32)
-    for k, (i, j) in enumerate(upper):
-        out[..., k] = (slopes[..., i] * slopes[..., j]).sum(axis=-1)
-    for i in range(ndim):
-        out[..., len(upper) + i] = (values * slopes[..., i]).sum(axis=-1)
-    out[..., -1] = (values * values).sum(axis=-1)
-    out *= weight[..., None]
+    images = (xp.ascontiguousarray(array, np.float32) for array in (fixed, moving, weight))
+    sizes = (xp.asarray(np.asarray(shape, np.int64)) for shape in (weight.shape, moving.shape[:ndim]))
+    onto = xp.asarray(np.ascontiguousarray(matrix, np.float64))
+    out = xp.empty((*weight.shape, ndim * (ndim + 1) // 2 + ndim + 1), np.float32)
+    given = (*images, *sizes, np.int64(moving.shape[-1]), onto, xp.ascontiguousarray(field, np.float32), out)
+    cuda.launch("flow", f"terms_{ndim}d", weight.size, given)
     return out
 
 

@@ -21,7 +21,7 @@ from numba import njit, prange
 from numpy.typing import NDArray
 
 from histomri.backend import array_module
-from histomri.kernels.flow import flow_formula
+from histomri.kernels.flow import terms_on_device
 
 Array = NDArray[np.float32]
 TERMS = 10
@@ -164,7 +164,7 @@ def flow_terms_3d(fixed: Array, moving: Array, weight: Array, matrix: NDArray[np
     if array_module(fixed) is not np:
         if step != 1:
             raise ValueError("on a GPU the field has a node in every voxel.")
-        return flow_formula(fixed, moving, weight, matrix, field)  # type: ignore[no-any-return]
+        return terms_on_device(fixed, moving, weight, matrix, field)  # type: ignore[no-any-return]
     out = np.empty((*nodes, TERMS), np.float32)
     flat = np.ascontiguousarray(matrix, np.float32)
     _flow_3d(fixed, moving, weight, flat, np.ascontiguousarray(field, np.float32), step, out)

@@ -10,10 +10,14 @@ was clamped). The scatter runs over the points in order, one component per threa
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
+from histomri.backend import array_module
+from histomri.kernels import cuda
 from histomri.kernels.folding import as_volume
 
 Array = NDArray[np.float32]
@@ -79,8 +83,24 @@ def _slope(field, force, out):  # type: ignore[no-untyped-def]  # pragma: no cov
 def square_adjoint(field: Array, force: NDArray[np.float64]) -> NDArray[np.float64]:
     """Force by u (*shape, ndim) of a force (*shape, ndim) by ``u + u o (id + u)``, all in pixels."""
     volume = as_volume(field)
-    pushed = np.ascontiguousarray(as_volume(force))  # type: ignore[arg-type]
-    out = np.zeros(pushed.shape)
-    _scatter(volume, pushed, out)
-    _slope(volume, pushed, out)
+    pushed: Any = as_volume(force)  # type: ignore[arg-type]
+    out: NDArray[np.float64]
+    if array_module(field) is not np:
+        out = _on_device(volume, pushed)
+    else:
+        out = np.zeros(pushed.shape)
+        _scatter(volume, np.ascontiguousarray(pushed), out)
+        _slope(volume, np.ascontiguousarray(pushed), out)
     return out if field.shape[-1] == 3 else out[0, ..., 1:]
+
+
+def _on_device(field: Any, force: Any) -> Any:
+    """The same on the GPU that holds both, (z, y, x, 3)."""
+    xp, count = array_module(field), field.size // 3
+    given = xp.ascontiguousarray(field, np.float32), xp.ascontiguousarray(force, np.float64)
+    scale = np.float64(cuda.whole_number_scale(count, float(abs(given[1]).max())))
+    size, cells = xp.asarray(np.asarray(field.shape[:3], np.int64)), xp.zeros(field.size, np.uint64)
+    out = xp.empty(field.shape, np.float64)
+    cuda.launch("splat", "scatter", count, (*given, size, scale, cells))
+    cuda.launch("splat", "gathered", count, (*given, size, scale, cells, out))
+    return out

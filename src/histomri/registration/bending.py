@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from histomri.core import Grid, Image
-from histomri.registration.alignment import View
+from histomri.registration.alignment import Progress, View, silent
 from histomri.registration.node_flow import Bending, Level, Pyramid, bend, finer, make_levels
-from histomri.registration.planar import DEFAULTS, displacement, level_grids
 from histomri.transforms.displacement import DisplacementField
 
 Float = NDArray[np.float64]
 Array = NDArray[np.float32]
 
+# pixels along the longer side of a plane at the coarsest level, at least
+COARSEST_PX = 40
+
 
 @dataclass(frozen=True)
 class Plan:
     """``bending`` of the finest level, ``stiffer`` times as stiff on each coarser one; ``stride`` in pixels between nodes;
-    ``outline``: how much the tissue masks themselves count.
+    ``outline``: how much the tissue masks themselves count; ``robust``: squared difference of the descriptors at which a pixel
+    loses half of its say.
     """
 
     bending: Bending = field(default_factory=Bending)
     stiffer: float = 1.0
     stride: int = 4
     outline: float = 0.0
+    robust: float = 1.0
 
     def with_stiffness(self, alpha: float) -> Plan:
         """The same at another stiffness of the finest level."""
@@ -77,10 +81,10 @@ class Joint:
 
 @dataclass(frozen=True, eq=False)
 class Bent:
-    """``field`` in mm on nodes over the fixed plane, before the affine; the cost of the last level; how it ended."""
+    """``field`` in mm on nodes over the fixed plane, before the affine; each level's cost at its end; how the last one ended."""
 
     field: DisplacementField
-    cost: float
+    costs: tuple[float, ...]
     status: str
 
 
@@ -90,18 +94,56 @@ def masked_pyramid(image: Image, mask: Image) -> Pyramid:
     return Pyramid.of(View(Image(image.grid, np.where(inside, image.data, 0).astype(np.float32)), Image(mask.grid, inside)))
 
 
-def bend_onto(goals: Sequence[Goal], moving: Pyramid, matrix: Float, plane: Grid, plan: Plan) -> Bent:
-    """The displacement u over ``plane`` such that moving(matrix(p + u(p))) looks like all goals at p; it never folds.
+def level_grids(fixed: Grid, finest_mm: float, coarsest_px: int, stride: int) -> list[Grid]:
+    """Grids over the fixed image from its corner on, each twice as fine as the one before, with whole nodes on each."""
+    longest = float(fixed.extent_mm.max()) / finest_mm
+    levels = max(0, int(np.floor(np.log2(longest / coarsest_px))))
+    blocks = np.ceil(fixed.extent_mm / (finest_mm * 2**levels * stride) - 1e-6).astype(int)
+    corner = fixed.to_world(np.full(2, -0.5))
+    grids = []
+    for level in range(levels + 1):
+        spacing = np.full(2, finest_mm * 2 ** (levels - level))
+        shape = blocks * stride * 2**level
+        grids.append(Grid(tuple(shape), spacing, corner + fixed.direction @ (spacing / 2), fixed.direction))
+    return grids
 
-    ``matrix`` (3, 3) maps the goals' world (mm) to the moving image's.
+
+def bend_onto(
+    goals: Sequence[Goal],
+    moving: Pyramid,
+    matrix: Float,
+    grids: Sequence[Grid],
+    plan: Plan,
+    pins: Callable[[Level], Array | None] = lambda _: None,
+    progress: Progress = silent,
+) -> Bent:
+    """The displacement u over ``grids``, coarse to fine, such that moving(matrix(p + u(p))) looks like all goals; it never folds.
+
+    ``matrix`` (3, 3) maps the goals' world (mm) to the moving image's. ``pins`` of a level draw its nodes (``node_flow.bend``).
     """
-    grids = level_grids(plane, float(plane.spacing_mm.max()), DEFAULTS.coarsest_px, plan.stride)
-    nodes, cost, status = None, np.inf, "stopped"
-    for coarser, grid in zip(range(len(grids) - 1, -1, -1), grids, strict=True):
-        levels = make_levels([g.plane for g in goals], moving, matrix, grid, plan.stride, DEFAULTS.robust, plan.outline)
+    nodes, costs, status = None, [], "stopped"
+    for done, grid in enumerate(grids):
+        coarser = len(grids) - 1 - done
+        progress(0.25**coarser, f"deforming at {max(grid.shape)} px")
+        levels = make_levels([g.plane for g in goals], moving, matrix, grid, plan.stride, plan.robust, plan.outline)
         level = Joint(levels, tuple(g.weight for g in goals))
         nodes = np.zeros((*level.nodes, 2), np.float32) if nodes is None else finer(nodes, level.nodes)
         stiff = replace(plan.bending, alpha=plan.bending.alpha * plan.stiffer**coarser)
-        nodes, cost, status = bend(level, nodes, stiff)
+        nodes, cost, status = bend(level, nodes, stiff, pins(levels[0]))
+        costs.append(cost)
     assert nodes is not None
-    return Bent(displacement(grids[-1], plan.stride, nodes), cost, status)
+    return Bent(displacement(grids[-1], plan.stride, nodes), tuple(costs), status)
+
+
+def bend_plane(goals: Sequence[Goal], moving: Pyramid, matrix: Float, plane: Grid, plan: Plan) -> DisplacementField:
+    """The displacement of :func:`bend_onto` over a plane, down to its own spacing."""
+    return bend_onto(
+        goals, moving, matrix, level_grids(plane, float(plane.spacing_mm.max()), COARSEST_PX, plan.stride), plan
+    ).field
+
+
+def displacement(grid: Grid, stride: int, nodes: Array) -> DisplacementField:
+    """A displacement on nodes, in pixels of ``grid``, as a field in mm."""
+    origin = grid.to_world(np.full(2, 0.5 * stride - 0.5))
+    on = Grid(nodes.shape[:2], grid.spacing_mm * stride, origin, grid.direction)
+    return DisplacementField(on, (nodes * grid.spacing_mm) @ grid.direction.T)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,22 +25,26 @@ DEFAULT_METRIC = "mind"
 
 @dataclass(frozen=True)
 class Choice:
-    """What the user chose of the menus; None leaves it to the program. ``regularisation``: the weight of each term."""
+    """What the user chose of the menus; None leaves it to the program. ``regularisation``: the weight of each term.
+
+    ``device`` (``auto``, ``cpu``, ``gpu``) is where the engine computes; the default pipelines compute on the CPU.
+    """
 
     transforms: tuple[str, ...] | None = None
     metric: str | None = None
     regularisation: Mapping[str, float] | None = None
     optimiser: str | None = None
+    device: str = "cpu"
 
     @property
     def is_none(self) -> bool:
-        """Whether nothing was chosen, so that the default pipeline runs."""
-        return self == Choice()
+        """Whether nothing of the menus was chosen, so that the default pipeline runs."""
+        return replace(self, device="cpu") == Choice()
 
 
 def register_chosen(fixed: View, moving: View, choice: Choice, guide: Guide, progress: Progress) -> Alignment:
     """The engine's fit with what was chosen, from a searched start unless ``guide`` says no."""
-    from histomri.registration.engine import fit
+    from histomri.registration.engine import Options, fit
 
     names, measure = choice.transforms or DEFAULT_TRANSFORMS, choice.metric or DEFAULT_METRIC
     start = None
@@ -49,8 +53,10 @@ def register_chosen(fixed: View, moving: View, choice: Choice, guide: Guide, pro
         start = nearest(found, names[0], fixed.mask).matrix
     images = fixed.image, moving.image, names, measure, fixed.mask, moving.mask, start
     optimiser, report = choice.optimiser or "auto", part(progress, 0.4, 1.0)
-    done = fit(*images, choice.regularisation, optimiser, landmarks=guide.landmarks, progress=report)
-    return Alignment(done.transform, done.status, done.reason, measure, done.value_before, done.value_after, done.trace)
+    options = Options(device=choice.device)
+    done = fit(*images, choice.regularisation, optimiser, landmarks=guide.landmarks, options=options, progress=report)
+    values = done.value_before, done.value_after
+    return Alignment(done.transform, done.status, done.reason, measure, *values, done.trace, done.notes)
 
 
 def find_start(fixed: View, moving: View, progress: Progress) -> Affine:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from histomri.backend import array_module, to_device
+from histomri.backend import array_module
 from histomri.kernels import features as descriptors
 from histomri.kernels.information import tails
 from histomri.kernels.similarity import correlation, gradient_fields, histogram, local_correlation, ratio, squared
@@ -84,15 +84,14 @@ class Mind:
     residual = True
 
     def features(self, image: Array, mask: Mask | None = None) -> Array:
-        """Descriptors of all channels of the image, 0 outside the mask; computed on the CPU."""
-        xp = array_module(image)
-        data = to_device(channels_last(image, mask), "cpu")
-        inside = np.ones(data.shape[:-1], bool) if mask is None else to_device(mask, "cpu").astype(bool)
+        """Descriptors of all channels of the image, 0 outside the mask."""
+        xp, data = array_module(image), channels_last(image, mask)
+        inside = xp.ones(data.shape[:-1], bool) if mask is None else mask.astype(bool)
         parts = [
-            descriptors.mind(np.ascontiguousarray(data[..., c]), inside, self.sigma_px, self.reach) for c in range(data.shape[-1])
+            descriptors.mind(xp.ascontiguousarray(data[..., c]), inside, self.sigma_px, self.reach) for c in range(data.shape[-1])
         ]
-        stack = np.moveaxis(np.concatenate(parts), 0, -1)
-        out: Array = xp.asarray(np.ascontiguousarray(stack * np.float32(stack.shape[-1] ** -0.5)))
+        stack = xp.moveaxis(xp.concatenate(parts), 0, -1)
+        out: Array = xp.ascontiguousarray(stack * np.float32(stack.shape[-1] ** -0.5))
         return out
 
     def evaluate(self, fixed: Array, warped: Array, weight: Array) -> tuple[float, Array]:

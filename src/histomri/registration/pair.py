@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from histomri.core import Grid, Image
 from histomri.kernels.interpolate import warp_2d
-from histomri.registration.bending import Goal, Plan, bend_onto, masked_pyramid
+from histomri.registration.bending import Goal, Plan, bend_plane, masked_pyramid
 from histomri.registration.channels import make_channels, match_contrast, resample_to
 from histomri.registration.linear import fit_linear
 from histomri.registration.samples import Channels, Samples, draw_samples
@@ -129,7 +129,7 @@ def deform_pair(fixed: Prepared, moving: Prepared, matrix: Float, plan: Plan) ->
     _, aligned = align(moving.image, moving.mask, matrix, grid)
     before = structure_score(fixed.channels, aligned, np.eye(3))
     planes = masked_pyramid(fixed.image, fixed.mask), masked_pyramid(moving.image, moving.mask)
-    field = bend_onto([Goal(planes[0])], planes[1], matrix, grid, plan).field
+    field = bend_plane([Goal(planes[0])], planes[1], matrix, grid, plan)
     after = structure_score(fixed.channels, aligned, np.eye(3), field_pixels(field, grid))
     return (field, after) if after > before else (None, before)
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from histomri.core import Grid, Image, RegistrationError
-from histomri.registration.alignment import Alignment, Guide, Progress, View, silent
+from histomri.registration.alignment import Alignment, Guide, Progress, View, part, silent
+from histomri.registration.bending import COARSEST_PX, Goal, Plan, bend_onto, level_grids
 from histomri.registration.channels import make_channels
-from histomri.registration.node_flow import Bending, Level, Pyramid, bend, finer, fit_matrix, make_level, make_pins
+from histomri.registration.node_flow import Level, Pyramid, fit_matrix, make_level, make_pins
 from histomri.registration.samples import Channels
 from histomri.registration.search import similarity_search
-from histomri.transforms import Affine, Chain, DisplacementField
+from histomri.transforms import Affine, Chain
 
 Float = NDArray[np.float64]
 Array = NDArray[np.float32]
@@ -26,21 +28,17 @@ FINER = 0.7
 @dataclass(frozen=True)
 class PlanarSettings:
     """Sizes are pixels along the longer side of the fixed image: ``working_px`` at most at the finest level, at least
-    ``coarsest_px`` at the coarsest, ``search_px`` in the search over all angles (every ``step_deg``), both faces and ``scales``.
-    ``candidates`` of it are refined, ``rivals`` of those that differ once more. ``stride``: pixels between a deformation's nodes.
-    ``robust``: squared difference of the descriptors at which a pixel loses half of its say.
+    ``COARSEST_PX`` at the coarsest, ``search_px`` in the search over all angles (every ``step_deg``), both faces and ``scales``.
+    ``candidates`` of it are refined, ``rivals`` of those that differ once more. ``plan``: how the deformation is sought.
     """
 
     working_px: int = 1024
-    coarsest_px: int = 40
     search_px: int = 48
     step_deg: float = 10.0
     scales: tuple[float, ...] = tuple(float(1.12**k) for k in range(-6, 7))
     candidates: int = 8
     rivals: int = 4
-    stride: int = 4
-    robust: float = 1.0
-    bending: Bending = field(default_factory=Bending)
+    plan: Plan = field(default_factory=Plan)
 
 
 DEFAULTS = PlanarSettings()
@@ -58,24 +56,16 @@ def register_planar(
     planes = Pyramid.of(fixed), Pyramid.of(moving)
     progress(0.0, "searching")
     matrix = _start(fixed, moving, planes, guide, settings)
-    grids = level_grids(fixed.image.grid, _finest_mm(planes, matrix, settings), settings.coarsest_px, settings.stride)
+    grids = level_grids(fixed.image.grid, _finest_mm(planes, matrix, settings), COARSEST_PX, settings.plan.stride)
     for grid in grids[AFFINE_LEVELS]:
-        level = make_level(*planes, matrix, grid, settings.stride, settings.robust)
-        step, _ = fit_matrix(level, "affine", 15, settings.bending.tone)
+        level = make_level(*planes, matrix, grid, settings.plan.stride, settings.plan.robust)
+        step, _ = fit_matrix(level, "affine", 15, settings.plan.bending.tone)
         matrix = matrix @ grid.index_to_world @ step @ grid.world_to_index
-    nodes: Array | None = None
-    trace = []
-    status = "converged"
-    for done, grid in enumerate(grids):
-        progress(0.3 + 0.7 * 4.0 ** (done - len(grids)), f"deforming at {max(grid.shape)} px")
-        level = make_level(*planes, matrix, grid, settings.stride, settings.robust)
-        nodes = np.zeros((*level.nodes, 2), np.float32) if nodes is None else finer(nodes, level.nodes)
-        nodes, cost, status = bend(level, nodes, settings.bending, _pins(level, guide, matrix))
-        trace.append(cost)
-    assert nodes is not None
-    transform = Chain((displacement(grids[-1], settings.stride, nodes), Affine(matrix)))
-    reason = "the cost no longer falls" if status == "converged" else "the iterations ran out while the cost still fell"
-    return Alignment(transform, status, reason, "mind", trace[0], trace[-1], tuple(trace))
+    goals, pins = [Goal(planes[0])], partial(_pins, guide=guide, matrix=matrix)
+    bent = bend_onto(goals, planes[1], matrix, grids, settings.plan, pins, part(progress, 0.3, 1.0))
+    reason = "the cost no longer falls" if bent.status == "converged" else "the iterations ran out while the cost still fell"
+    transform = Chain((bent.field, Affine(matrix)))
+    return Alignment(transform, bent.status, reason, "mind", bent.costs[0], bent.costs[-1], bent.costs)
 
 
 def find_start(fixed: View, moving: View, guide: Guide, settings: PlanarSettings = DEFAULTS) -> Affine:
@@ -86,20 +76,6 @@ def find_start(fixed: View, moving: View, guide: Guide, settings: PlanarSettings
     return Affine(_start(fixed, moving, (Pyramid.of(fixed), Pyramid.of(moving)), guide, settings))
 
 
-def level_grids(fixed: Grid, finest_mm: float, coarsest_px: int, stride: int) -> list[Grid]:
-    """Grids over the fixed image from its corner on, each twice as fine as the one before, with whole nodes on each."""
-    longest = float(fixed.extent_mm.max()) / finest_mm
-    levels = max(0, int(np.floor(np.log2(longest / coarsest_px))))
-    blocks = np.ceil(fixed.extent_mm / (finest_mm * 2**levels * stride) - 1e-6).astype(int)
-    corner = fixed.to_world(np.full(2, -0.5))
-    grids = []
-    for level in range(levels + 1):
-        spacing = np.full(2, finest_mm * 2 ** (levels - level))
-        shape = blocks * stride * 2**level
-        grids.append(Grid(tuple(shape), spacing, corner + fixed.direction @ (spacing / 2), fixed.direction))
-    return grids
-
-
 def _finest_mm(planes: tuple[Pyramid, Pyramid], matrix: Float, settings: PlanarSettings) -> float:
     """No finer than the fixed image nor than ``working_px``, and hardly finer than the moving image."""
     scale = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
@@ -107,19 +83,12 @@ def _finest_mm(planes: tuple[Pyramid, Pyramid], matrix: Float, settings: PlanarS
     return max(planes[0].spacing_mm, FINER * planes[1].spacing_mm / scale, longest / settings.working_px)
 
 
-def displacement(grid: Grid, stride: int, nodes: Array) -> DisplacementField:
-    """A displacement on nodes, in pixels of ``grid``, as a field in mm."""
-    origin = grid.to_world(np.full(2, 0.5 * stride - 0.5))
-    on = Grid(nodes.shape[:2], grid.spacing_mm * stride, origin, grid.direction)
-    return DisplacementField(on, (nodes * grid.spacing_mm) @ grid.direction.T)
-
-
 def _start(fixed: View, moving: View, planes: tuple[Pyramid, Pyramid], guide: Guide, settings: PlanarSettings) -> Float:
     """The best of all refined starts, fixed mm to moving mm (3, 3)."""
     if not (np.asarray(fixed.mask.data).any() and np.asarray(moving.mask.data).any()):
         raise RegistrationError("An image holds no tissue: its mask is empty.")
     spacing = float(fixed.image.grid.extent_mm.max()) / settings.search_px
-    grids = level_grids(fixed.image.grid, spacing / 4, settings.search_px, settings.stride)
+    grids = level_grids(fixed.image.grid, spacing / 4, settings.search_px, settings.plan.stride)
     found = _candidates(planes, spacing, settings) if guide.search else [np.eye(3)]
     found = [through_landmarks(*guide.landmarks)] if guide.landmarks else found
     first = [_refined(m, planes, ((grids[0], "similarity"), (grids[1], "affine")), settings) for m in found]
@@ -179,7 +148,7 @@ def _refined(
     """Cost and map after the linear fits of ``stages`` in turn."""
     cost = np.inf
     for grid, model in stages:
-        level = make_level(*planes, matrix, grid, 2 if model == "similarity" else settings.stride, settings.robust)
+        level = make_level(*planes, matrix, grid, 2 if model == "similarity" else settings.plan.stride, settings.plan.robust)
         step, cost = fit_matrix(level, model, 15)
         matrix = matrix @ grid.index_to_world @ step @ grid.world_to_index
     return cost, matrix

@@ -29,6 +29,7 @@ AnyPoints = Landmarks | ArrayLike
 SPACING_RATIO = 500.0
 SEARCHED = 1.6
 EXTENT_RATIO = 100.0
+CPU_ONLY = "the default pipeline computed on the CPU: to use the GPU, choose a transform or a metric"
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +131,8 @@ def register(
     search
         False where the images lie about right already: then only that start is refined.
     device
-        ``auto``, ``cpu`` or ``gpu``.
+        ``auto``, ``cpu`` or ``gpu``: where the engine computes once a transform, metric, regulariser or optimiser was chosen.
+        The search and the default pipelines stay on the CPU; the notes say what else does.
     names
         What to call the two images in errors.
     progress
@@ -146,8 +148,8 @@ def register(
     """
     started = time.perf_counter()
     pair = (_as_image(fixed, names[0]), _as_image(moving, names[1]))
-    choice = Choice(None if transforms is None else tuple(transforms), metric, regularisation, optimiser)
-    _check_choices(choice, device)
+    choice = Choice(None if transforms is None else tuple(transforms), metric, regularisation, optimiser, device)
+    _check_choices(choice)
     _check_geometry(pair, names)
     guide = Guide(search, _landmarks(fixed_landmarks, moving_landmarks, pair[0].grid.ndim))
     masks = (_as_mask(fixed_mask, pair[0], names[0]), _as_mask(moving_mask, pair[1], names[1]))
@@ -199,6 +201,11 @@ def _aligned(fixed: View, moving: View, choice: Choice, guide: Guide, progress: 
     """The default pipeline of these dimensions, or the engine with the user's choice."""
     if not choice.is_none:
         return register_chosen(fixed, moving, choice, guide, progress)
+    found = _by_default(fixed, moving, guide, progress)
+    return replace(found, notes=(*found.notes, CPU_ONLY)) if choice.device == "gpu" else found
+
+
+def _by_default(fixed: View, moving: View, guide: Guide, progress: Progress) -> Alignment:
     if fixed.image.grid.ndim == 3:
         from histomri.registration.volumetric import register_volumes
 
@@ -255,15 +262,15 @@ def _as_mask(given: AnyImage | None, image: Image, name: str) -> Image | None:
     return Image(image.grid, data)
 
 
-def _check_choices(choice: Choice, device: str) -> None:
+def _check_choices(choice: Choice) -> None:
     names = () if choice.transforms is None else choice.transforms or ("",)
     _check_names("transforms", "transform", names, TRANSFORMS)
     _check_names("metric", "metric", () if choice.metric is None else (choice.metric,), METRICS)
     _check_names("regularisation", "regulariser", choice.regularisation or (), REGULARISERS)
     _check_names("optimiser", "optimiser", () if choice.optimiser is None else (choice.optimiser,), OPTIMISERS)
-    _check_names("device", "device", (device,), ("auto", "cpu", "gpu"))
+    _check_names("device", "device", (choice.device,), ("auto", "cpu", "gpu"))
     try:
-        resolve_device(device)
+        resolve_device(choice.device)
     except RuntimeError as reason:
         raise _error("device", "gpu was asked for, but no working GPU is found", "use auto or cpu") from reason
 

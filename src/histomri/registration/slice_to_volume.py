@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from histomri.core import Grid, Image
 from histomri.kernels.interpolate import sample_3d, warp_2d
-from histomri.registration.bending import TO_VOLUME, Goal, Plan, bend_onto, masked_pyramid
+from histomri.registration.bending import TO_VOLUME, Goal, Plan, bend_plane, masked_pyramid
 from histomri.registration.channels import make_channels, match_contrast
 from histomri.registration.depth import depth_correction, section_depths
 from histomri.registration.linear import fit_linear
@@ -217,13 +217,14 @@ class SliceToVolume:
             return old
         assert old.affine is not None
         shown, matrix = self.pixels[key], old.affine.matrix
-        bent = bend_onto(self.goals(place), masked_pyramid(shown.image, shown.mask), matrix, self.plane, self.settings.bending)
+        own = masked_pyramid(shown.image, shown.mask)
+        field = bend_plane(self.goals(place), own, matrix, self.plane, self.settings.bending)
         target, (_, moving) = self.target(place), align(shown.image, shown.mask, matrix, self.plane)
         before = structure_score(target, moving, np.eye(3))
-        after = structure_score(target, moving, np.eye(3), field_pixels(bent.field, self.plane))
+        after = structure_score(target, moving, np.eye(3), field_pixels(field, self.plane))
         if after <= before:
             return dataclasses.replace(old, quality={**old.quality, "deformable": "left out: no better"})
-        return dataclasses.replace(old, field=bent.field, quality={**old.quality, "deformable": bent.status})
+        return dataclasses.replace(old, field=field, quality={**old.quality, "deformable": "yes"})
 
     def update_pose(self) -> None:
         """The block's pose again, from the sections as they now lie; kept only where the structure score rises."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib.resources import files
 from typing import Any
 
@@ -20,6 +21,11 @@ def source(name: str) -> str:
 def workers(size: int) -> int:
     """How many threads share a reduction over ``size`` pixels: whole blocks."""
     return min(WORKERS, -(-max(size, 1) // THREADS) * THREADS)
+
+
+def whole_number_scale(count: int, most: float) -> float:
+    """What numbers of at most ``most`` are multiplied by to be added as whole ones: no sum of ``count`` outgrows 63 bits."""
+    return 2.0 ** min(61 - math.ceil(math.log2(count + 1)), 40) / most if 0 < most < math.inf else 1.0
 
 
 def launch(name: str, function: str, count: int, arguments: tuple[Any, ...]) -> None:

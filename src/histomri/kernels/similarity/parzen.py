@@ -161,9 +161,8 @@ def pulled_back(fixed: Array, warped: Array, weight: Array, slope: Float, window
 
 
 def _scale(weight: Any, top: float = 1.0) -> float:
-    """What makes whole numbers of shares of a weight times at most ``top``, none of whose sums outgrows 63 bits."""
-    most = float(weight.max()) * top if weight.size else 0.0
-    return 2.0 ** min(61 - math.ceil(math.log2(weight.size + 1)), 40) / most if 0 < most < math.inf else 1.0
+    """What makes whole numbers of shares of a weight times at most ``top``."""
+    return cuda.whole_number_scale(weight.size, float(weight.max()) * top if weight.size else 0.0)
 
 
 def _joint_on_device(images: Any, bins: int, cubic: bool) -> Float:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import expm, expm_frechet
 
+from histomri.backend import array_module
 from histomri.core import Grid
 from histomri.kernels.fields import compose, invert, jacobian_determinant, squarings
 from histomri.kernels.folding import least_jacobian
@@ -260,12 +261,12 @@ class Diffeomorphic:
 
     def displacement(self, theta: Theta) -> Array:
         """The parameters."""
-        return np.asarray(theta, np.float32)
+        return theta.astype(np.float32, copy=False)
 
     def pull_back(self, theta: Theta, force: Theta) -> Theta:
         """``G (1 + Du)^T f``, in the chart ``G f``."""
         if self.composed:
-            force = force + np.stack([(force * d).sum(axis=-1) for d in _slopes(theta)], axis=-1)
+            force = force + array_module(force).stack([(force * d).sum(axis=-1) for d in _slopes(theta)], axis=-1)
         return _smoothed(force, self.window_px)
 
     def advance(self, theta: Theta, step: Theta) -> Theta:
@@ -345,7 +346,7 @@ class Velocity:
         steps = self._steps(theta)
         for half in reversed(steps[:-1]):
             force = square_adjoint(half, force)
-        return _smoothed(np.asarray(force / 2 ** (len(steps) - 1), np.float32), self.window_px)
+        return _smoothed(force / 2 ** (len(steps) - 1), self.window_px)
 
     def advance(self, theta: Theta, step: Theta) -> Theta:
         """The smoothed step added, halved until the exponential does not fold on its grid."""
@@ -389,23 +390,24 @@ class Velocity:
 def _squarings(velocity: Theta) -> list[Array]:
     """The steps of the exponential: ``v / 2^n`` and its n squarings, as displacements."""
     count = squarings(velocity)
-    fields = [np.asarray(velocity * np.float32(0.5**count), np.float32)]
+    fields = [(velocity * np.float32(0.5**count)).astype(np.float32, copy=False)]
     for _ in range(count):
         fields.append(compose(fields[-1], fields[-1]))
     return fields
 
 
 def _smoothed(field: Theta, sigma_px: float) -> Array:
-    return gaussian(np.asarray(field, np.float32), sigma_px, field.shape[-1])
+    return gaussian(field.astype(np.float32, copy=False), sigma_px, field.shape[-1])
 
 
 def _slopes(displacement: Theta) -> list[Array]:
     """``d u / d x_j`` (*shape, ndim) for each axis j, central differences."""
-    return [np.asarray(np.gradient(displacement, axis=axis), np.float32) for axis in range(displacement.shape[-1])]
+    gradient = array_module(displacement).gradient
+    return [gradient(displacement, axis=axis).astype(np.float32, copy=False) for axis in range(displacement.shape[-1])]
 
 
 def _longest(vectors: Theta) -> float:
-    return float(np.sqrt(max(float((vectors**2).sum(axis=-1).max(initial=0.0)), 0.0)))
+    return float(np.sqrt(max(float((vectors**2).sum(axis=-1).max()), 0.0))) if vectors.size else 0.0
 
 
 def unfolded(displacement: Array, mask: Mask | None) -> Array:
@@ -414,4 +416,4 @@ def unfolded(displacement: Array, mask: Mask | None) -> Array:
         if least_jacobian(displacement, mask) > LEAST_JACOBIAN:
             return displacement
         displacement = _smoothed(displacement, 1.5)
-    return np.zeros_like(displacement)
+    return array_module(displacement).zeros_like(displacement)  # type: ignore[no-any-return]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
+from histomri.backend import device_of, free_memory, out_of_memory, resolve_device, to_device
 from histomri.core import Grid, Image, InputError, RegistrationError
 from histomri.core.errors import Problem
 from histomri.kernels.folding import least_jacobian
@@ -45,6 +47,10 @@ DEFAULT_PENALTIES: dict[str, dict[str, float]] = {"bspline": {"bending": 0.02}}
 # share of the overlap at the start of a level that must stay
 LEAST_OVERLAP = 0.5
 LANDMARK_UNIT = 0.01
+# shares of the GPU's free memory that parts may take, tried in turn
+STREAMED = (0.5, 0.1)
+# optimisers whose steps stay on the GPU
+ON_DEVICE = ("gauss_newton", "gradient_descent", "adam")
 # share of the dissimilarity by which a fit may end above its start for the start to count as right
 NO_WORSE = 0.05
 
@@ -59,7 +65,8 @@ class Options:
     ``landmark_weight``: what a mean squared landmark distance of 1 % of the fixed image's diagonal adds to the objective;
     ``approximation`` of ``landmark_spline``; ``keep``: how many of several starts are refined; ``seed`` of optimisers that draw;
     ``memory_bytes``: what the evaluation of the images may take beside the level itself, None for no limit. A level that takes
-    more is evaluated in parts, with the same result to rounding.
+    more is evaluated in parts, with the same result to rounding. ``device``: ``auto``, ``cpu`` or ``gpu``; where a GPU's memory
+    runs out, the level stays in the CPU's and its parts go to the GPU one by one, which is said in the notes.
     """
 
     window_px: float = 3.0
@@ -75,6 +82,7 @@ class Options:
     seconds: float | None = None
     seed: int = 0
     memory_bytes: float | None = None
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,8 @@ class Fit:
 
     ``status`` converged, stopped or failed, for ``reason``; ``value_before`` and ``value_after`` are the metric at the finest
     level, at the start and at the end. ``least_jacobian`` is the smallest Jacobian determinant of the field inside the fixed
-    mask, 1 without a field. ``margin`` is the lead of the start that won over the runner-up, NaN for a single start.
+    mask, 1 without a field. ``margin`` is the lead of the start that won over the runner-up, NaN for a single start. ``notes``
+    say what did not run as it was asked for.
     """
 
     matrix: Float
@@ -105,6 +114,7 @@ class Fit:
     least_jacobian: float
     steps: tuple[Step, ...]
     margin: float = float("nan")
+    notes: tuple[str, ...] = ()
 
     @property
     def transform(self) -> Transform:
@@ -155,6 +165,17 @@ class _Plan:
     levels: tuple[int, ...] | None
     guidance: Guidance | None
     options: Options
+    notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def device(self) -> str:
+        """``cpu`` or ``gpu``."""
+        return resolve_device(self.options.device)
+
+    def note(self, text: str) -> None:
+        """Say something once."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     @property
     def points(self) -> tuple[Float, Float] | None:
@@ -173,9 +194,35 @@ class _Plan:
         chain = self.factors(name)
         return (*chain, chain[-1]) if name in LINEAR and self.metric.name in ORIENTED else chain
 
-    def level(self, state: _State, factor: int) -> Level:
-        level = make_level(self.fixed, self.moving, state.matrix, factor, self.metric)
+    def level(self, state: _State, factor: int, device: str = "cpu") -> Level:
+        """The level of a downsample factor in the memory of a device."""
+        level = make_level(self.fixed, self.moving, state.matrix, factor, self.metric, device)
         return replace(level, tile=self.tile(level, self.options.memory_bytes))
+
+    def within_memory(self, state: _State, factor: int, call: Callable[[Level], Any]) -> Any:
+        """What ``call`` makes of a level, which goes where it fits: the GPU's memory, parts of it to the GPU, the CPU."""
+        if self.device == "cpu":
+            return call(self.level(state, factor))
+        try:
+            return call(self.level(state, factor, "gpu"))
+        except out_of_memory():
+            # what the exception holds is free only when it is over
+            pass
+        level = self.level(state, factor)
+        for share in STREAMED:
+            try:
+                return call(self._streamed(level, share, factor))
+            except out_of_memory():
+                continue
+        self.note(f"at 1/{factor} the GPU's memory ran out even for parts of the images: they were evaluated on the CPU")
+        return call(level)
+
+    def _streamed(self, level: Level, share: float, factor: int) -> Level:
+        """A level of the CPU's memory, to be sent to the GPU in parts that take a share of what is free there."""
+        tile = self.tile(level, min(share * free_memory(), self.options.memory_bytes or np.inf))
+        shape = " x ".join(str(n) for n in tile)
+        self.note(f"at 1/{factor} the GPU's memory ran out: the images were sent there in parts of {shape} pixels")
+        return replace(level, tile=tile, device="gpu")
 
     def tile(self, level: Level, memory_bytes: float | None) -> tuple[int, ...]:
         """The shape of the parts in which a level is evaluated to keep to a memory; empty for the whole."""
@@ -311,20 +358,40 @@ def _coarse_to_fine(plan: _Plan, name: str, state: _State, progress: Progress) -
     theta = model = None
     for index, factor in enumerate(chain):
         progress(index / len(chain), f"{name}, 1/{factor}")
-        level = plan.level(state, factor)
-        finer = _model(plan, name, state, level)
-        start = _start(finer, state, level, (model, theta))
-        model = finer
-        objective = _objective(plan, name, state, level, model, start)
-        optimiser = plan.chosen(name)
-        outcome = _run(optimiser, objective, start, plan.settings(index))
+        before = state, (model, theta)
+        level, model, outcome = plan.within_memory(state, factor, partial(_at_level, plan, name, before, plan.settings(index)))
         theta = outcome.theta
-        steps.append(Step(name, factor, optimiser, outcome))
+        steps.append(Step(name, factor, plan.chosen(name), outcome))
         if outcome.status == "failed" and not np.isfinite(outcome.value_before):
             raise RegistrationError(f"{name} at 1/{factor}: {outcome.reason}: the images hardly overlap, or do not vary there.")
         state = _placed(model, theta, state, level)
     progress(1.0, name)
     return state, steps
+
+
+def _at_level(
+    plan: _Plan, name: str, before: tuple[_State, tuple[Any, Any]], settings: Settings, level: Level
+) -> tuple[Level, Any, Outcome]:
+    """One transform on one level from where the level ``before`` left off: its model and outcome, in the CPU's memory."""
+    state, coarser = before
+    optimiser = plan.chosen(name)
+    if plan.device == "gpu":
+        _note_what_stays(plan, name, optimiser)
+    resident = name in ("diffeomorphic", "velocity") and optimiser in ON_DEVICE and device_of(level.weight) == "gpu"
+    model = _model(plan, name, state, level)
+    start = to_device(_start(model, state, level, coarser), "gpu" if resident else "cpu")
+    outcome = _run(optimiser, _objective(plan, name, state, level, model, start), start, settings)
+    return level, model, replace(outcome, theta=to_device(outcome.theta, "cpu"))
+
+
+def _note_what_stays(plan: _Plan, name: str, optimiser: str) -> None:
+    """Say what the CPU computes although a GPU is used."""
+    if optimiser == "levenberg_marquardt":
+        plan.note("the normal equations of levenberg_marquardt are computed on the CPU")
+    if name == "bspline" or (name in DEFORMABLE and optimiser not in ON_DEVICE):
+        plan.note(f"the fields of {name} under {optimiser} are made on the CPU, only the images are compared on the GPU")
+    if plan.guidance is not None or (name in DEFORMABLE and plan.penalties):
+        plan.note("penalties and landmarks are computed on the CPU")
 
 
 def _splined(plan: _Plan, state: _State) -> tuple[_State, list[Step]]:
@@ -394,12 +461,10 @@ def _best_start(plan: _Plan, starts: list[Float], name: str) -> tuple[_State, fl
     """All starts valued at the coarsest level, the best few refined there, the best of them, and its lead over the next."""
     factor = plan.factors(name)[0]
     refined: list[tuple[float, int, _State]] = []
-    for matrix, _ in _valued(plan, starts, name, factor)[: plan.options.keep]:
+    for matrix, _ in _valued(plan, starts, factor)[: plan.options.keep]:
         state = _State(matrix)
-        level = plan.level(state, factor)
-        model = _model(plan, name, state, level)
-        objective = _objective(plan, name, state, level, model, model.start())
-        outcome = _run(plan.chosen(name), objective, model.start(), plan.settings(0))
+        begin = partial(_at_level, plan, name, (state, (None, None)), plan.settings(0))
+        level, model, outcome = plan.within_memory(state, factor, begin)
         refined.append((outcome.value_after, len(refined), _placed(model, outcome.theta, state, level)))
     if not refined:
         raise RegistrationError("None of the starts brings the images to overlap.")
@@ -408,18 +473,22 @@ def _best_start(plan: _Plan, starts: list[Float], name: str) -> tuple[_State, fl
     return refined[0][2], margin
 
 
-def _valued(plan: _Plan, starts: list[Float], name: str, factor: int) -> list[tuple[Float, float]]:
+def _valued(plan: _Plan, starts: list[Float], factor: int) -> list[tuple[Float, float]]:
     """Starts and their dissimilarity, lowest first; those with less than half of the best one's overlap are left out."""
     found = []
     for matrix in starts:
-        level = plan.level(_State(matrix), factor)
-        onto = level.onto(matrix)
-        weight = overlap(level, onto)
+        value, weight = plan.within_memory(_State(matrix), factor, partial(_value_of, plan, matrix))
         if weight > 0:
-            model = _model(plan, name, _State(matrix), level)
-            found.append((matrix, Objective(level, plan.metric, model, onto).at(model.start())[0], weight))
+            found.append((matrix, value, weight))
     most = max((w for _, _, w in found), default=0.0)
     return sorted(((m, v) for m, v, w in found if w >= LEAST_OVERLAP * most), key=lambda f: f[1])
+
+
+def _value_of(plan: _Plan, matrix: Float, level: Level) -> tuple[float, float]:
+    """Dissimilarity and overlap under a matrix (fixed mm to moving mm)."""
+    onto = level.onto(matrix)
+    weight = overlap(level, onto)
+    return dissimilarity(level, plan.metric, onto, None) if weight > 0 else np.inf, weight
 
 
 def _concluded(plan: _Plan, first: _State, last: _State, steps: tuple[Step, ...], margin: float) -> Fit:
@@ -443,7 +512,7 @@ def _concluded(plan: _Plan, first: _State, last: _State, steps: tuple[Step, ...]
         status, reason = "failed", f"the dissimilarity rose from {before:.6g} to {after:.6g}"
     elif why:
         status, reason = "failed", f"refused: {why}"
-    return Fit(last.matrix, bent, status, reason, before, after, least, steps, margin)
+    return Fit(last.matrix, bent, status, reason, before, after, least, steps, margin, tuple(plan.notes))
 
 
 def _verdict(steps: tuple[Step, ...]) -> tuple[str, str]:
@@ -456,10 +525,10 @@ def _verdict(steps: tuple[Step, ...]) -> tuple[str, str]:
 
 
 def _dissimilarity(plan: _Plan, state: _State, factor: int) -> float:
-    level = plan.level(state, factor)
-    displacement = state.on(level.fixed)
-    matrix = level.onto(state.matrix)
-    return dissimilarity(level, plan.metric, matrix, displacement)
+    def value(level: Level) -> float:
+        return dissimilarity(level, plan.metric, level.onto(state.matrix), state.on(level.fixed))
+
+    return float(plan.within_memory(state, factor, value))
 
 
 def _least_jacobian(plan: _Plan, state: _State) -> float:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from histomri.backend import beside, to_device
 from histomri.core import Grid
 from histomri.kernels.interpolate import warp
 from histomri.kernels.normal_equations import normal_equations
@@ -124,7 +125,7 @@ class Objective:
             return np.inf, np.zeros(self.model.start().shape)
         slope = np.linalg.solve(matrix[:-1, :-1].T, force) if displacement is None else force
         for part, more in self._others(matrix, displacement):
-            value, slope = value + part, slope + more
+            value, slope = value + part, slope + beside(more, slope)
         return value, self.model.pull_back(theta, slope)
 
     def dissimilarity(self, theta: Float) -> float:
@@ -136,8 +137,8 @@ class Objective:
         return dissimilarity(self.level, self.metric, matrix, displacement)
 
     def _others(self, matrix: Float, displacement: Array | None) -> list[tuple[float, Any]]:
-        """Values of the penalties and the landmarks, and their derivatives by the displacement or the matrix."""
-        out = []
+        """Values of the penalties and the landmarks, and their derivatives by the displacement or the matrix, on the CPU."""
+        out, displacement = [], None if displacement is None else to_device(displacement, "cpu")
         if displacement is not None and self.penalties:
             out.append(penalty(self.penalties, displacement, self.level.fixed.spacing_mm / self.unit_mm))
         if self.guidance is not None:
@@ -173,14 +174,14 @@ class Objective:
         size = len(theta)
         if not model.allowed(theta):
             return np.inf, np.zeros(size), np.eye(size)
-        weight = self.level.overlap(model.displacement(theta))
+        weight = to_device(self.level.overlap(model.displacement(theta)), "cpu")
         if not float(weight.sum(dtype=np.float64)) > self.least_weight:
             return np.inf, np.zeros(size), np.eye(size)
         points, values, index = self._samples
         weights = weight.ravel()[index]
         if not weights.any():
             return np.inf, np.zeros(size), np.eye(size)
-        value, slope, curve = normal_equations(points, values, weights, self.level.moving_features, model.framed(theta))
+        value, slope, curve = normal_equations(points, values, weights, self._moving_features, model.framed(theta))
         chain = model.framed_tangents(theta).reshape(size, -1).T
         return self._with_landmarks(theta, (value, chain.T @ slope, chain.T @ curve @ chain))
 
@@ -209,15 +210,20 @@ class Objective:
         return terms[0] + scale * float((off**2).sum()), terms[1] + scale * gradient, terms[2] + scale * curve
 
     @cached_property
+    def _moving_features(self) -> Array:
+        """Where the normal equations are computed, on the CPU."""
+        return to_device(self.level.moving_features, "cpu")  # type: ignore[no-any-return]
+
+    @cached_property
     def _samples(self) -> tuple[Float, Array, NDArray[np.intp]]:
         """Fixed points in the model's frame, their features, and their places in the flattened grid."""
         model, level = self.model, self.level
         assert isinstance(model, Linear)
         where = np.arange(level.weight.size, dtype=np.float64).reshape(*level.fixed.shape, 1)
-        chosen = draw_samples(Channels(level.fixed, where, level.weight))  # type: ignore[arg-type]
+        chosen = draw_samples(Channels(level.fixed, where, to_device(level.weight, "cpu")))  # type: ignore[arg-type]
         index = chosen.values[:, 0].astype(np.intp)
         world = chosen.points * chosen.radius + chosen.centre
-        features = level.fixed_features.reshape(-1, level.fixed_features.shape[-1])[index]
+        features = to_device(level.fixed_features, "cpu").reshape(-1, level.fixed_features.shape[-1])[index]
         return (world - model.frame[:-1, -1]) / model.frame[0, 0], np.ascontiguousarray(features), index
 
 

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-from cmaes import CMA  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from histomri.backend import beside, to_device
 from histomri.core.errors import InputError
 from histomri.core.errors import Problem as InputProblem
 
@@ -349,7 +349,7 @@ class _Round:
         return "" if done.status == 1 else "the value no longer falls along any direction that L-BFGS tries"
 
     def _step(self, x: Float) -> Theta:
-        return (self.unit * x).reshape(self.gradient.shape).astype(self.gradient.dtype)
+        return beside((self.unit * x).reshape(self.gradient.shape).astype(self.gradient.dtype), self.gradient)  # type: ignore[no-any-return]
 
     def _evaluate(self, x: Float) -> tuple[float, Float]:
         value, slope = self.chart.at(self.chart.shift(self.theta, self._step(x)))
@@ -358,7 +358,7 @@ class _Round:
             return self.start + abs(self.start) + float(x @ x), 2 * x
         if value < self.best:
             self.lowest, self.best = x.copy(), value
-        return value, self.unit * slope.ravel().astype(np.float64)
+        return value, self.unit * to_device(slope, "cpu").ravel().astype(np.float64)
 
     def _passed(self, intermediate_result: Any) -> None:
         self.watch.trace.append(float(intermediate_result.fun))
@@ -420,6 +420,8 @@ def cmaes(problem: Problem, theta: Theta, settings: Settings) -> Outcome:
     if not np.isfinite(value):
         return watch.no_start()
     unit = settings.step / np.maximum([problem.reach(e) for e in np.eye(theta.size)], 1e-12)
+    from cmaes import CMA  # type: ignore[import-untyped]
+
     search = CMA(mean=np.zeros(theta.size), sigma=1.0, seed=settings.seed)
     for _ in range(settings.iterations):
         _generation(problem, search, watch, (theta, unit))
@@ -430,7 +432,7 @@ def cmaes(problem: Problem, theta: Theta, settings: Settings) -> Outcome:
     return watch.out_of_time()
 
 
-def _generation(problem: Problem, search: CMA, watch: _Watch, frame: tuple[Theta, Float]) -> None:
+def _generation(problem: Problem, search: Any, watch: _Watch, frame: tuple[Theta, Float]) -> None:
     theta, unit = frame
     told = []
     for _ in range(search.population_size):
@@ -444,7 +446,7 @@ def _generation(problem: Problem, search: CMA, watch: _Watch, frame: tuple[Theta
     watch.trace.append(min(v for _, v in told))
 
 
-def _narrow(search: CMA, watch: _Watch) -> bool:
+def _narrow(search: Any, watch: _Watch) -> bool:
     """Whether several generations in a row have brought next to nothing."""
     window = 2 * watch.settings.window
     if len(watch.trace) <= window:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from histomri.backend import array_module, to_device
+from histomri.backend import array_module, beside, to_device
 from histomri.kernels.flow import flow_terms, solve
 from histomri.kernels.flow_3d import flow_terms_3d, solve_3d
 from histomri.kernels.gaussian import gaussian
@@ -125,7 +125,7 @@ def evaluate(level: Level, metric: Metric, matrix: Float, displacement: Array | 
     """The metric's value and its derivative: by the displacement, (*shape, ndim), where it lies, or without one by ``A u``,
     as the sums :func:`matrix_force`. Infinite, and zeros, where the weights add up to no more than ``least``.
     """
-    slope = _Slope(level, displacement)
+    slope = _Field(level, displacement)
     several = len(level.boxes) > 1
     parts = parts_of(level, matrix, displacement, metric.passes.halo if several else 0)
     if not sum(part.overlap for part in parts()) > least:
@@ -147,24 +147,30 @@ def evaluate(level: Level, metric: Metric, matrix: Float, displacement: Array | 
     return float(found), slope.total
 
 
-class _Slope:
-    """Forces of parts, put into a field or summed for a matrix."""
+class _Field:
+    """What parts find, put into a field like ``displacement``, or without one summed for a matrix."""
 
     def __init__(self, level: Level, displacement: Array | None) -> None:
-        ndim = level.fixed.ndim
-        self.is_field = displacement is not None
-        self.total = np.zeros((ndim, ndim + 1)) if displacement is None else array_module(displacement).zeros_like(displacement)
+        self.level, self.like = level, displacement
+        self.made: Any = None
 
-    def take(self, box: Box, force: Array) -> None:
-        if self.is_field:
-            self.total[box] = _beside(force, self.total)
+    @property
+    def total(self) -> Array:
+        """What was found, zeros so far without any."""
+        if self.made is not None:
+            return self.made
+        ndim = self.level.fixed.ndim
+        return np.zeros((ndim, ndim + 1)) if self.like is None else array_module(self.like).zeros_like(self.like)
+
+    def take(self, box: Box, found: Array) -> None:
+        """Add what a box has."""
+        if self.like is None:
+            self.made = self.total + matrix_force(found, start_of(box))
+        elif len(self.level.boxes) == 1:
+            self.made = beside(found, self.like)
         else:
-            self.total = self.total + matrix_force(force, start_of(box))
-
-
-def _beside(array: Array, other: Array) -> Array:
-    """An array on the device of another one."""
-    return to_device(array, "cpu" if array_module(other) is np else "gpu")
+            self.made = self.total
+            self.made[box] = beside(found, self.like)
 
 
 def newton(level: Level, matrix: Float, displacement: Array, window_px: float, least: float) -> tuple[float, Array]:
@@ -176,10 +182,10 @@ def newton(level: Level, matrix: Float, displacement: Array, window_px: float, l
     ndim = level.fixed.ndim
     halo = max(reach(window_px, ndim)) if len(level.boxes) > 1 else 0
     looks = parts_of(level, matrix, displacement, halo)
-    update = array_module(displacement).zeros_like(displacement)
+    update = _Field(level, displacement)
     total = sum(part.overlap for part in looks())
     if not total > least:
-        return np.inf, update
+        return np.inf, update.total
     diagonal = [0, 2] if ndim == 2 else [0, 3, 5]
     windowed = _windowed(looks, window_px, len(level.boxes) == 1)
     cost = structure = 0.0
@@ -188,8 +194,8 @@ def newton(level: Level, matrix: Float, displacement: Array, window_px: float, l
         structure += sum(float(smooth[..., k].sum(dtype=np.float64)) for k in diagonal)
     ridge = RIDGE * structure / (ndim * int(np.prod(level.fixed.shape))) + 1e-9
     for box, (smooth, _) in zip(level.boxes, windowed(), strict=True):
-        update[box] = _beside(solve(smooth, ridge) if ndim == 2 else solve_3d(smooth, ridge, 1.0), update)
-    return cost / total, update
+        update.take(box, solve(smooth, ridge) if ndim == 2 else solve_3d(smooth, ridge, 1.0))
+    return cost / total, update.total
 
 
 def _windowed(looks: Parts, window_px: float, single: bool) -> Callable[[], Iterable[tuple[Array, float]]]:

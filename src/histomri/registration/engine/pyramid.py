@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from histomri.backend import array_module, to_device
 from histomri.core import Grid
 from histomri.kernels.interpolate import warp
 from histomri.registration.engine.objective import Level
@@ -78,8 +79,8 @@ def _block_sums(data: Array, factor: NDArray[np.int64]) -> Array:
     return data
 
 
-def make_level(fixed: Source, moving: Source, matrix: Float, factor: int, metric: Metric) -> Level:
-    """The level of a downsample factor, given the matrix (fixed mm to moving mm) as it is known so far."""
+def make_level(fixed: Source, moving: Source, matrix: Float, factor: int, metric: Metric, device: str = "cpu") -> Level:
+    """The level of a downsample factor, given the matrix (fixed mm to moving mm) as it is known so far, on a device."""
     spacing = factor * float(fixed.grid.spacing_mm.min())
     small = shrink(fixed, axis_factors(fixed.grid, spacing))
     scale = abs(float(np.linalg.det(matrix[:-1, :-1]))) ** (1 / fixed.grid.ndim)
@@ -90,11 +91,12 @@ def make_level(fixed: Source, moving: Source, matrix: Float, factor: int, metric
     return Level(
         small.grid,
         other.grid,
-        np.ascontiguousarray(metric.features(small.data, small.mask), np.float32),
-        np.ascontiguousarray(metric.features(other.data, other.mask), np.float32),
-        small.mask * from_border(small.grid.shape, BORDER_PX.get(metric.name, 0)),
-        _inner_weight(other.mask),
+        _features(small, metric, device),
+        _features(other, metric, device),
+        to_device(small.mask * from_border(small.grid.shape, BORDER_PX.get(metric.name, 0)), device),
+        to_device(_inner_weight(other.mask), device),
         outer,
+        device=device,
     )
 
 
@@ -106,6 +108,12 @@ def from_border(shape: tuple[int, ...], reach_px: int) -> Array:
             distance = np.minimum(np.arange(n), np.arange(n)[::-1]).reshape([-1 if a == axis else 1 for a in range(len(shape))])
             weight *= np.minimum((distance + 0.5) / reach_px, 1).astype(np.float32)
     return weight
+
+
+def _features(source: Source, metric: Metric, device: str) -> Array:
+    """What the metric compares, made where it is compared."""
+    made = metric.features(to_device(source.data, device), to_device(source.mask, device))
+    return array_module(made).ascontiguousarray(made, np.float32)  # type: ignore[no-any-return]
 
 
 def _inner_weight(mask: Mask) -> Array:
