@@ -33,6 +33,7 @@ from histomri.kernels.flow_3d import flow_terms_3d, solve_3d
 from histomri.kernels.folding import least_jacobian
 from histomri.kernels.gaussian import gaussian
 from histomri.kernels.interpolate import CoarseField, warp, warp_with_gradient
+from histomri.kernels.splat import square_adjoint
 from histomri.registration.engine import Fit, Options, fit
 from histomri.registration.metrics import METRICS
 
@@ -68,6 +69,7 @@ def kernels() -> list[Kernel]:
         Kernel("jacobian determinant", lambda m, f, w, u: fields.jacobian_determinant(u), 16),
         Kernel("least jacobian", lambda m, f, w, u: np.float64(least_jacobian(u)), 13),
         Kernel("gauss-newton terms", lambda m, f, w, u: flow_terms_3d(f[..., None], m[..., None], w, eye, u), 64),
+        Kernel("transpose of a squaring", lambda m, f, w, u: square_adjoint(u, u.astype(np.float64)), 60),
         Kernel("gauss-newton solve", lambda m, f, w, u: solve_3d(_nine(f, m, w, u), 0.1, 1.0), 48),
     ]
     return warps + [Kernel(f"{name}, value and force", metric_call(name), 16) for name in METRICS if name != "mind"]

@@ -142,10 +142,10 @@ def test_a_pixel_that_is_not_a_number_stays_within_the_histogram() -> None:
 @pytest.mark.gpu
 @each_metric
 @pytest.mark.skipif(not has_gpu(), reason="no GPU: CuPy is missing or finds no device")
-def test_formula_is_the_same_on_the_gpu(name: str) -> None:
+def test_kernel_on_the_gpu_is_its_formula(name: str) -> None:
     kernel, formula = PAIRS[name]
     images = case((18, 41, 39))
     value, force = kernel(*(to_device(a, "gpu") for a in images))
     expected, slope = formula(*images)
     assert value == pytest.approx(expected, rel=1e-5)
-    np.testing.assert_allclose(to_device(force, "cpu"), slope, atol=1e-5 * np.abs(slope).max())
+    np.testing.assert_allclose(to_device(force, "cpu"), slope, atol=1e-4 * np.abs(slope).max())

@@ -100,6 +100,17 @@ def test_a_gpu_without_any_memory_leaves_it_to_the_cpu_and_says_so() -> None:
     assert there.value_after == on_cpu.value_after
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not backend.has_gpu(), reason="no GPU: CuPy is missing or finds no device")
+@pytest.mark.parametrize(
+    ("model", "metric"), [("diffeomorphic", "lncc"), ("diffeomorphic", "mind"), ("velocity", "ncc"), ("affine", "ncc")]
+)
+def test_a_real_gpu_gives_what_the_cpu_gives(model: str, metric: str) -> None:
+    scene = linear_scene("affine", 3) if model == "affine" else bent_scene(3)
+    on_cpu, on_gpu = (found(scene, model, metric, device) for device in ("cpu", "gpu"))
+    assert apart_px(on_cpu, on_gpu, scene) < 0.02
+
+
 def test_other_errors_are_no_lack_of_memory() -> None:
     with emulated_gpu():
         assert backend.out_of_memory() == (backend.cupy.cuda.memory.OutOfMemoryError,)
