@@ -38,8 +38,8 @@ Outside = Literal["zero", "edge"]
 TAPS: dict[str, int] = {"nearest": 1, "linear": 2, "cubic": 4}
 # what the kernels read; the rest becomes float32 first
 READ_AS_THEY_ARE = (np.uint8, np.uint16, np.float32)
-# rows of the output that are one unit of a thread's work
-ROWS = 8
+# pixels of the output that are about one unit of a thread's work
+BLOCK = 2**15
 
 
 class CoarseField(NamedTuple):
@@ -80,7 +80,8 @@ def _place(job, taps, row, begin, s):  # type: ignore[no-untyped-def]
     if begin == 0 and bend.kind == 2:
         runs.blend_nodes(bend, target.ndim, first[0], first[1], s.line)
     runs.displace(bend, target.ndim, row * width + begin, target.start[2] + begin, count, s)
-    runs.find_cells(target.ndim, target.start[2] + begin, count, s)
+    following = runs.ahead(bend.dense, (row * width + begin + count) * target.ndim if bend.kind == 1 else 0)
+    runs.find_cells(target.ndim, target.start[2] + begin, count, following, s)
     return count
 
 
@@ -94,7 +95,7 @@ def _nearest_run(source, count, s, out):  # type: ignore[no-untyped-def]
             out[i * source.channels + c] = source.values[s.offset[i] + c] if inside else 0
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _sum_lines(source, taps, with_slopes, at, s):  # type: ignore[no-untyped-def]
     """Value, and if asked for derivatives by q, of a channel over a vector into ``s.total``; ``at`` = (channel, broken)."""
     for row in range(4 if with_slopes else 1):
@@ -110,30 +111,31 @@ def _sum_lines(source, taps, with_slopes, at, s):  # type: ignore[no-untyped-def
 
 
 @njit(cache=True)
-def _put_slopes(target, step, count, total, slopes):  # type: ignore[no-untyped-def]
-    """``A^T grad m``: from the derivatives by q to those by u, every ``step`` numbers of ``slopes``."""
+def _by_displacement(target, count, total):  # type: ignore[no-untyped-def]
+    """``A^T grad m``: the derivatives by u, from those by q in the rows after the first, into the rows after these."""
     n, m = target.ndim, target.matrix
     for k in range(n):
-        a, b, c = (
-            np.float32(m[(n - 3) * (n + 1) + k]) if n == 3 else np.float32(0),
-            m[(n - 2) * (n + 1) + k],
-            m[(n - 1) * (n + 1) + k],
-        )
-        dy, dx = np.float32(b), np.float32(c)
+        a = np.float32(m[k]) if n == 3 else np.float32(0)
+        b, c = np.float32(m[(n - 2) * (n + 1) + k]), np.float32(m[(n - 1) * (n + 1) + k])
+        turned = runs.ahead(total, (4 + k) * RUN)
         for i in range(count):
-            slopes[i * step + k] = a * total[RUN + i] + dy * total[2 * RUN + i] + dx * total[3 * RUN + i]
+            turned[i] = a * total[RUN + i] + b * total[2 * RUN + i] + c * total[3 * RUN + i]
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _put(job, count, channel, s, out, slopes, with_slopes):  # type: ignore[no-untyped-def]
-    channels, ndim = job[0].channels, job[1].ndim
+    """The value of one of the channels and, if asked for, its gradient."""
+    (source, target, _), ndim = job, job[1].ndim
     for i in range(count):
-        out[i * channels + channel] = s.total[i]
+        out[i * source.channels + channel] = s.total[i]
     if with_slopes:
-        _put_slopes(job[1], channels * ndim, count, s.total, runs.ahead(slopes, channel * ndim))
+        _by_displacement(target, count, s.total)
+        for k in range(ndim):
+            for i in range(count):
+                slopes[(i * source.channels + channel) * ndim + k] = s.total[(4 + k) * RUN + i]
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _general(job, taps, count, s, out, slopes, with_slopes):  # type: ignore[no-untyped-def]
     """A vector with any number of taps, wherever it lies."""
     source, target, _ = job
@@ -152,17 +154,43 @@ def _general(job, taps, count, s, out, slopes, with_slopes):  # type: ignore[no-
 
 
 @njit(cache=True)
+def _linear_values(source, ndim, held, count, s, out):  # type: ignore[no-untyped-def]
+    """The vectors of a run that are wholly inside and, if they are ``held``, the others; up to three channels at once."""
+    channels = source.channels
+    if channels == 1 and count % LANES == 0:
+        runs.sum_linear(source, ndim, 0, held, count, runs.into(s, out))
+        return
+    for c in range(channels):
+        row = runs.ahead(s.total, c * RUN if channels <= 3 else 0)
+        runs.sum_linear(source, ndim, c, held, count, runs.into(s, row))
+        for i in range(count if channels > 3 else 0):
+            out[i * channels + c] = row[i]
+    if channels <= 3:
+        runs.interleave(s.total, channels, count, out)
+
+
+@njit(cache=True)
+def _linear_gradients(job, held, count, s, out, slopes):  # type: ignore[no-untyped-def]
+    """The same with their gradients."""
+    (source, target, _), ndim = job, job[1].ndim
+    for c in range(source.channels):
+        runs.sum_linear_with_slopes(source, ndim, c, held, count, s)
+        if source.channels > 1:
+            _put(job, count, c, s, out, slopes, True)
+    if source.channels == 1:
+        _by_displacement(target, count, s.total)
+        runs.interleave(s.total, 1, count, out)
+        runs.interleave(runs.ahead(s.total, 4 * RUN), ndim, count, slopes)
+
+
+@njit(cache=True)
 def _run(job, taps, count, s, out, slopes, with_slopes):  # type: ignore[no-untyped-def]
     source, ndim, channels, linear = job[0], job[1].ndim, job[0].channels, taps[2] == 2
     held = runs.can_be_held(source, taps)
-    for c in range(channels if linear else 0):
-        if with_slopes:
-            runs.sum_whole_with_slopes(source, ndim, c, count, s)
-        else:
-            runs.sum_whole(source, ndim, c, count, s)
-        if held:
-            runs.sum_partly(source, ndim, with_slopes, count, s)
-        _put(job, count, c, s, out, slopes, with_slopes)
+    if linear and with_slopes:
+        _linear_gradients(job, held, count, s, out, slopes)
+    elif linear:
+        _linear_values(source, ndim, held, count, s, out)
     for at in range(0, 0 if held else count, LANES):
         if not linear or s.integer[WHOLE + at] == 0:
             part, derivative = runs.ahead(out, at * channels), runs.ahead(slopes, at * channels * ndim)
@@ -187,15 +215,15 @@ def _job(values, whole, real, matrix, dense, coarse):  # type: ignore[no-untyped
 @njit(cache=True)
 def _buffers(coarse):  # type: ignore[no-untyped-def]
     """Buffers for runs: no displacement yet, the z axis of one plane has the weight 1."""
-    reals = np.zeros(10 * RUN + runs.REALS + coarse.shape[2] * coarse.shape[3], np.float32)
-    reals[10 * RUN + runs.WEIGHT : 10 * RUN + runs.WEIGHT + LANES] = 1
+    reals = np.zeros(13 * RUN + runs.REALS + coarse.shape[2] * coarse.shape[3], np.float32)
+    reals[13 * RUN + runs.WEIGHT : 13 * RUN + runs.WEIGHT + LANES] = 1
     return reals, np.zeros(3 * RUN + runs.INTEGERS, np.int32), np.zeros(runs.DOUBLES), np.zeros(RUN, np.int64)
 
 
 @njit(cache=True)
 def _scratch(reals, integers, doubles, offsets):  # type: ignore[no-untyped-def]
     moved, cell = runs.pointer(reals), runs.pointer(integers)
-    real = runs.ahead(moved, 10 * RUN)
+    real = runs.ahead(moved, 13 * RUN)
     return runs.Scratch(
         moved,
         runs.ahead(moved, 3 * RUN),
@@ -218,11 +246,12 @@ def _keep(reals, integers, doubles, offsets):  # type: ignore[no-untyped-def]
 @njit(parallel=True, cache=True)
 def _warp_nearest(values, whole, real, matrix, dense, coarse, out):  # type: ignore[no-untyped-def]
     rows, width, channels = whole[1, 0] * whole[1, 1], whole[1, 2], whole[3, 0]
-    for block in prange((rows + ROWS - 1) // ROWS):
+    together = max(1, BLOCK // max(width, 1))
+    for block in prange((rows + together - 1) // together):
         job, taps = _job(values, whole, real, matrix, dense, coarse)
         reals, integers, doubles, offsets = _buffers(coarse)
         s = _scratch(reals, integers, doubles, offsets)
-        for row in range(block * ROWS, min(block * ROWS + ROWS, rows)):
+        for row in range(block * together, min(block * together + together, rows)):
             for begin in range(0, width, RUN):
                 count = _place(job, taps, row, begin, s)
                 part = runs.ahead(runs.pointer(out), (row * width + begin) * channels)
@@ -233,11 +262,12 @@ def _warp_nearest(values, whole, real, matrix, dense, coarse, out):  # type: ign
 @njit(parallel=True, cache=True)
 def _warp(values, whole, real, matrix, dense, coarse, out, slopes):  # type: ignore[no-untyped-def]
     rows, width, channels, ndim = whole[1, 0] * whole[1, 1], whole[1, 2], whole[3, 0], whole[5, 0]
-    for block in prange((rows + ROWS - 1) // ROWS):
+    together = max(1, BLOCK // max(width, 1))
+    for block in prange((rows + together - 1) // together):
         job, taps = _job(values, whole, real, matrix, dense, coarse)
         reals, integers, doubles, offsets = _buffers(coarse)
         s = _scratch(reals, integers, doubles, offsets)
-        for row in range(block * ROWS, min(block * ROWS + ROWS, rows)):
+        for row in range(block * together, min(block * together + together, rows)):
             for begin in range(0, width, RUN):
                 count = _place(job, taps, row, begin, s)
                 at = (row * width + begin) * channels

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit, types
+from numba.core import cgutils  # type: ignore[import-untyped]
 from numba.extending import intrinsic
 
 from histomri.kernels.vectors import DOUBLE, INTEGER, LANES, LONG, REAL, Vector
@@ -117,6 +118,19 @@ def _ahead(typing, start, count):  # type: ignore[no-untyped-def]
 
 
 SIZES = {REAL: 4, ir.IntType(8): 1, ir.IntType(16): 2}
+
+
+def _prefetch(typing, start):  # type: ignore[no-untyped-def]
+    """Ask for the line of memory at the pointer, which need not be there."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [builder.bitcast(arguments[0], byte), *(ir.Constant(flag, k) for k in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(start), generate
 
 
 def _further(builder: Any, buffer: Any, count: int) -> Any:
@@ -316,6 +330,7 @@ def _held_line(line: list[Vector], taps: list[Taps], at: tuple[int, int], zero: 
 # as Any, since their callers are compiled
 pointer: Any = intrinsic(_pointer)
 ahead: Any = intrinsic(_ahead)
+prefetch: Any = intrinsic(_prefetch)
 _fetch_pairs, _fetch_singles = _fetcher(True), _fetcher(False)
 _find_2d, _find_3d = _finder(2), _finder(3)
 _sum_pairs_2d, _sum_pairs_3d = _summer(2, True, False), _summer(3, True, False)
@@ -326,7 +341,7 @@ _sum_partly_2d, _sum_partly_3d = _summer(2, True, False, True), _summer(3, True,
 _slope_partly_2d, _slope_partly_3d = _summer(2, True, True, True), _summer(3, True, True, True)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def fetch(source, offset, step, into):  # type: ignore[no-untyped-def]
     """``into[i], into[LANES + i] = source[offset[i]], source[offset[i] + step]`` for a vector."""
     if step == 1:
@@ -415,11 +430,15 @@ def aim(target, source, taps, first, s):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def find_cells(ndim, column, count, s):  # type: ignore[no-untyped-def]
+def find_cells(ndim, column, count, following, s):  # type: ignore[no-untyped-def]
     """``q = A p + A u`` of a run, ``A p`` in float64, ``A u`` summed in float32: the first tap and the fraction per axis, the
     offset in the flat array, and which vectors are wholly inside. What is not a number lies at the lower limit.
+
+    Meanwhile the displacements of the run that follows are asked for.
     """
     for at in range(0, count, LANES):
+        for k in range(ndim):
+            prefetch(ahead(following, (at * ndim + k * LANES)))
         s.integer[WHOLE + at] = _find_3d(s, at, column + at) if ndim == 3 else _find_2d(s, at, column + at)
 
 
@@ -437,6 +456,12 @@ def at_vector(s, at):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
+def into(s, total):  # type: ignore[no-untyped-def]
+    """The buffers with another place for the sums."""
+    return Scratch(s.moved, s.part, s.cell, s.offset, total, s.real, s.integer, s.double, s.line)
+
+
+@njit(cache=True)
 def steps_of(source):  # type: ignore[no-untyped-def]
     """How far apart neighbours are in the flat array, per axis."""
     line = source.size[2] * source.channels
@@ -444,77 +469,80 @@ def steps_of(source):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def sum_whole(source, ndim, channel, count, s):  # type: ignore[no-untyped-def]
-    """The linear value of a channel over the vectors of a run that are wholly inside, into ``s.total``."""
-    # one call for the run: the named arguments are some 30 numbers, which to hand on takes as long as a vector
-    values, steps = ahead(source.values, channel), steps_of(source)
-    for at in range(0, count, LANES):
-        if s.integer[WHOLE + at] == 0:
-            continue
-        if steps[2] == 1 and ndim == 3:
-            _sum_pairs_3d(values, s, at, steps)
-        elif steps[2] == 1:
-            _sum_pairs_2d(values, s, at, steps)
-        elif ndim == 3:
-            _sum_singles_3d(values, s, at, steps)
-        else:
-            _sum_singles_2d(values, s, at, steps)
-
-
-@njit(cache=True)
-def sum_whole_with_slopes(source, ndim, channel, count, s):  # type: ignore[no-untyped-def]
-    """The same, and its derivatives by z, y and x in the rows after the first."""
-    values, steps = ahead(source.values, channel), steps_of(source)
-    for at in range(0, count, LANES):
-        if s.integer[WHOLE + at] == 0:
-            continue
-        if steps[2] == 1 and ndim == 3:
-            _slope_pairs_3d(values, s, at, steps)
-        elif steps[2] == 1:
-            _slope_pairs_2d(values, s, at, steps)
-        elif ndim == 3:
-            _slope_singles_3d(values, s, at, steps)
-        else:
-            _slope_singles_2d(values, s, at, steps)
-
-
-@njit(cache=True)
 def can_be_held(source, taps):  # type: ignore[no-untyped-def]
-    """Whether :func:`sum_partly` serves: linear, one channel, 0 outside, and at least two pixels per axis to read."""
+    """Whether what is not whole can be summed in registers: linear, one channel, 0 outside, and two pixels per axis to read."""
     depth, height, width = source.size
     return taps[2] == 2 and source.channels == 1 and not source.edge and depth >= taps[0] and height >= 2 and width >= 2
 
 
+# one call for a run, not for a vector: the named arguments are some 30 numbers, which to hand on takes as long as a vector
 @njit(cache=True)
-def sum_partly(source, ndim, with_slopes, count, s):  # type: ignore[no-untyped-def]
-    """As :func:`sum_whole`, over the vectors of a run that are not wholly inside; what lies outside is 0."""
-    steps = steps_of(source)
+def sum_linear(source, ndim, channel, held, count, s):  # type: ignore[no-untyped-def]
+    """The value of a channel over the vectors of a run that are wholly inside and, if they are ``held``, the others too."""
+    values, steps = ahead(source.values, channel), steps_of(source)
     for at in range(0, count, LANES):
         if s.integer[WHOLE + at] != 0:
-            continue
-        if with_slopes and ndim == 3:
-            _slope_partly_3d(source.values, s, at, steps)
-        elif with_slopes:
-            _slope_partly_2d(source.values, s, at, steps)
-        elif ndim == 3:
-            _sum_partly_3d(source.values, s, at, steps)
-        else:
-            _sum_partly_2d(source.values, s, at, steps)
+            if steps[2] == 1 and ndim == 3:
+                _sum_pairs_3d(values, s, at, steps)
+            elif steps[2] == 1:
+                _sum_pairs_2d(values, s, at, steps)
+            elif ndim == 3:
+                _sum_singles_3d(values, s, at, steps)
+            else:
+                _sum_singles_2d(values, s, at, steps)
+        elif held and ndim == 3:
+            _sum_partly_3d(values, s, at, steps)
+        elif held:
+            _sum_partly_2d(values, s, at, steps)
 
 
 @njit(cache=True)
+def sum_linear_with_slopes(source, ndim, channel, held, count, s):  # type: ignore[no-untyped-def]
+    """The same, and its derivatives by z, y and x in the rows after the first."""
+    values, steps = ahead(source.values, channel), steps_of(source)
+    for at in range(0, count, LANES):
+        if s.integer[WHOLE + at] != 0:
+            if steps[2] == 1 and ndim == 3:
+                _slope_pairs_3d(values, s, at, steps)
+            elif steps[2] == 1:
+                _slope_pairs_2d(values, s, at, steps)
+            elif ndim == 3:
+                _slope_singles_3d(values, s, at, steps)
+            else:
+                _slope_singles_2d(values, s, at, steps)
+        elif held and ndim == 3:
+            _slope_partly_3d(values, s, at, steps)
+        elif held:
+            _slope_partly_2d(values, s, at, steps)
+
+
+@njit(cache=True)
+def interleave(rows, number, count, into):  # type: ignore[no-untyped-def]
+    """``into[number * i + k] = rows[k * RUN + i]`` for one to three rows."""
+    if number == 3:
+        for i in range(count):
+            into[3 * i], into[3 * i + 1], into[3 * i + 2] = rows[i], rows[RUN + i], rows[2 * RUN + i]
+    elif number == 2:
+        for i in range(count):
+            into[2 * i], into[2 * i + 1] = rows[i], rows[RUN + i]
+    else:
+        for i in range(count):
+            into[i] = rows[i]
+
+
+@njit(cache=True, forceinline=True)
 def _linear_weights(part, weight):  # type: ignore[no-untyped-def]
     for i in range(LANES):
         weight[i], weight[LANES + i] = np.float32(1) - part[i], part[i]
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _linear_slopes(slope):  # type: ignore[no-untyped-def]
     for i in range(LANES):
         slope[i], slope[LANES + i] = np.float32(-1), np.float32(1)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _cubic_weights(part, weight):  # type: ignore[no-untyped-def]
     half, one, two = np.float32(0.5), np.float32(1), np.float32(2)
     three, four, five = np.float32(3), np.float32(4), np.float32(5)
@@ -526,7 +554,7 @@ def _cubic_weights(part, weight):  # type: ignore[no-untyped-def]
         weight[3 * LANES + i] = half * f * f * (f - one)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _cubic_slopes(part, slope):  # type: ignore[no-untyped-def]
     half, one, two = np.float32(0.5), np.float32(1), np.float32(2)
     three, four, eight, nine, ten = np.float32(3), np.float32(4), np.float32(8), np.float32(9), np.float32(10)
@@ -538,7 +566,7 @@ def _cubic_slopes(part, slope):  # type: ignore[no-untyped-def]
         slope[3 * LANES + i] = half * f * (three * f - two)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def weigh(taps, slopes, s):  # type: ignore[no-untyped-def]
     """Weights of the neighbourhood per axis, and if asked for their derivatives by the coordinate, per axis and tap.
 
@@ -587,7 +615,7 @@ def _mend(source, taps, at, broken, s):  # type: ignore[no-untyped-def]
             line[k * LANES + i] = np.float32(source.values[where]) if held else np.float32(0)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def fetch_line(source, taps, at, broken, s):  # type: ignore[no-untyped-def]
     """Tap k along x of the neighbourhood's line ``at`` = (plane, row, channel) into row k of ``LINE``."""
     depth, height, width = source.size
@@ -599,7 +627,7 @@ def fetch_line(source, taps, at, broken, s):  # type: ignore[no-untyped-def]
         _mend(source, taps, at, broken, s)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _along(weight, line, taps, i):  # type: ignore[no-untyped-def]
     """``sum_k w_k line_k`` along x, with the weights or the slopes."""
     total = weight[i] * line[i] + weight[LANES + i] * line[LANES + i]
@@ -608,7 +636,7 @@ def _along(weight, line, taps, i):  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def add_line(taps, at, real, total):  # type: ignore[no-untyped-def]
     """``sum += w_z w_y sum_x w_x line``, for the line ``at`` = (plane, row)."""
     wz, wy = ahead(real, WEIGHT + at[0] * LANES), ahead(real, WEIGHT + (TAPS + at[1]) * LANES)
@@ -621,7 +649,7 @@ def add_line(taps, at, real, total):  # type: ignore[no-untyped-def]
             total[i] += wz[i] * wy[i] * _along(wx, line, 4, i)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _add_slopes(taps, at, real, total):  # type: ignore[no-untyped-def]
     z, y, x = at[0] * LANES, (TAPS + at[1]) * LANES, 2 * TAPS * LANES
     wz, wy, wx = ahead(real, WEIGHT + z), ahead(real, WEIGHT + y), ahead(real, WEIGHT + x)
@@ -635,7 +663,7 @@ def _add_slopes(taps, at, real, total):  # type: ignore[no-untyped-def]
         total[3 * RUN + i] += wz[i] * wy[i] * along
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def add_line_with_slopes(taps, at, real, total):  # type: ignore[no-untyped-def]
     """As :func:`add_line`, and the derivatives by z, y and x in the rows after the first."""
     if taps[2] == 2:
