@@ -80,8 +80,9 @@ def _place(job, taps, row, begin, s):  # type: ignore[no-untyped-def]
     if begin == 0 and bend.kind == 2:
         runs.blend_nodes(bend, target.ndim, first[0], first[1], s.line)
     runs.displace(bend, target.ndim, row * width + begin, target.start[2] + begin, count, s)
+    runs.place(target.ndim, target.start[2] + begin, count, s)
     following = runs.ahead(bend.dense, (row * width + begin + count) * target.ndim if bend.kind == 1 else 0)
-    runs.find_cells(target.ndim, target.start[2] + begin, count, following, s)
+    runs.find_cells(target.ndim, source.edge, count, following, s)
     return count
 
 

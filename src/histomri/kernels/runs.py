@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit, types
-from numba.core import cgutils  # type: ignore[import-untyped]
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from histomri.kernels.vectors import DOUBLE, INTEGER, LANES, LONG, REAL, Vector
@@ -28,20 +28,20 @@ from histomri.kernels.vectors import DOUBLE, INTEGER, LANES, LONG, REAL, Vector
 RUN = 128
 # taps per axis of the widest neighbourhood
 TAPS = 4
-# how far outside the moving image, in pixels, a coordinate is kept: beyond any neighbourhood
-BEYOND = 4.0
+# coordinates are kept between - and +, in pixels: beyond any image, and whole numbers still fit
+FAR = 2.0**29
 # where the rows of a vector's float32 buffer begin: weights and slopes per axis and tap, a line of the neighbourhood per tap, the
 # sums (value, derivatives by z, y, x); and the matrix without its shift, three numbers per axis
 WEIGHT, SLOPE, LINE, TURN = (LANES * row for row in (0, 3 * TAPS, 6 * TAPS, 7 * TAPS))
 REALS = TURN + 9
-# of the int32 buffer: per axis how many first taps are wholly inside, the pixels of a vector whose neighbourhood is not whole,
-# and which vectors of the run are
-LIMIT, BROKEN, WHOLE = 0, 3, 3 + LANES
+# of the int32 buffer: per axis how many first taps are wholly inside, and the least and greatest first tap that is kept; the
+# pixels of a vector whose neighbourhood is not whole; which vectors of the run are
+LIMIT, LEAST, GREATEST, BROKEN, WHOLE = 0, 3, 6, 9, 9 + LANES
 INTEGERS = WHOLE + RUN
-# of the float64 buffer, per axis: A p at column 0 of the row and its step, the limits of q, the index of the first tap that is 0
-# in the array, the last first tap whose neighbourhood is whole, and how far apart neighbours are in the flat array
-BEGIN, STEP, LOW, HIGH, ORIGIN, LAST, STRIDE = range(7)
-DOUBLES = 3 * 7
+# of the float64 buffer, per axis: A p at column 0 of the row and its step, the index of the first tap that is 0 in the array, and
+# how far apart neighbours are in the flat array
+BEGIN, STEP, ORIGIN, STRIDE = range(4)
+DOUBLES = 3 * 4
 
 
 class Source(NamedTuple):
@@ -126,7 +126,7 @@ def _prefetch(typing, start):  # type: ignore[no-untyped-def]
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")  # type: ignore[no-untyped-call]
         builder.call(function, [builder.bitcast(arguments[0], byte), *(ir.Constant(flag, k) for k in (0, 3, 1))])
         return context.get_dummy_value()
 
@@ -141,6 +141,14 @@ def _further(builder: Any, buffer: Any, count: int) -> Any:
 def _number(builder: Any, buffer: Any, index: int) -> Vector:
     """``buffer[index]`` in every lane."""
     return Vector.filled(builder, builder.load(_further(builder, buffer, index)))
+
+
+def _real(builder: Any, number: float) -> Vector:
+    return Vector.constant(builder, REAL, [number] * LANES)
+
+
+def _integer(builder: Any, number: int) -> Vector:
+    return Vector.constant(builder, INTEGER, [number] * LANES)
 
 
 def _of_lanes(builder: Any, source: Any, offset: Any) -> list[Any]:
@@ -174,7 +182,7 @@ def _pairs(builder: Any, addresses: list[Any]) -> list[Vector]:
     while len(parts) > 2:
         whole = list(range(2 * parts[0].type.count))
         parts = [_joined(builder, a, b, whole) for a, b in zip(parts[::2], parts[1::2], strict=True)]
-    taps = (_joined(builder, *parts, list(range(first, 2 * LANES, 2))) for first in range(2))
+    taps = (_joined(builder, parts[0], parts[1], list(range(first, 2 * LANES, 2))) for first in range(2))
     return [Vector(builder, tap).as_real() for tap in taps]
 
 
@@ -207,39 +215,64 @@ def _at(builder: Any, s: Any, at: Any) -> Scratch:
     return Scratch(*(builder.gep(p, [at]) for p in pointers[:5]), *pointers[5:])
 
 
-def _finder(ndim: int) -> Any:
+def _place_lanes(typing, begin, step, origin, column, cell, part):  # type: ignore[no-untyped-def]
+    """:func:`place` for an axis of a vector."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        begin, step, origin, column = (Vector.filled(builder, number) for number in arguments[:4])
+        far = [Vector.constant(builder, DOUBLE, [sign * FAR] * LANES) for sign in (-1, 1)]
+        columns = column + Vector.constant(builder, DOUBLE, range(LANES))
+        q = step.times_plus(columns, begin).at_least(far[0]).at_most(far[1])
+        whole = q.floor()
+        (whole - origin).as_integer(INTEGER).store(arguments[4])
+        (q - whole).as_real().store(arguments[5])
+        return context.get_dummy_value()
+
+    return types.void(*[types.float64] * 4, cell, part), generate
+
+
+def _finder(ndim: int, edge: bool) -> Any:
     """:func:`find_cells` for one vector; returns whether it is wholly inside."""
 
-    def find(typing, s, at, column):  # type: ignore[no-untyped-def]
+    def find(typing, s, at):  # type: ignore[no-untyped-def]
         def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            here = _at(builder, arguments[0], arguments[1])
-            columns = Vector.filled(builder, arguments[2]) + Vector.constant(builder, DOUBLE, range(LANES))
-            return _find(builder, range(3 - ndim, 3), here, columns)
+            return _find(builder, range(3 - ndim, 3), _at(builder, *arguments), edge)
 
-        return types.boolean(s, types.int64, types.float64), generate
+        return types.boolean(s, types.int64), generate
 
     return intrinsic(find)
 
 
-def _find(builder: Any, axes: range, s: Scratch, columns: Vector) -> Any:
+def _find(builder: Any, axes: range, s: Scratch, edge: bool) -> Any:
     moved = {k: Vector.loaded(builder, _further(builder, s.moved, k * RUN)) for k in axes}
-    offset = zero = Vector.constant(builder, DOUBLE, [0.0] * LANES)
-    inside = ir.Constant(ir.IntType(1), 1)
+    offset, inside = Vector.constant(builder, DOUBLE, [0.0] * LANES), ir.Constant(ir.IntType(1), 1)
     for axis in axes:
-        begin, step, low, high, origin, last, stride = (_number(builder, s.double, 7 * axis + k) for k in range(7))
-        shift = Vector.constant(builder, REAL, [0.0] * LANES)
+        part, cell = _further(builder, s.part, axis * RUN), _further(builder, s.cell, axis * RUN)
+        q = Vector.loaded(builder, part)
         for k in axes:
-            shift = _number(builder, s.real, TURN + 3 * axis + k).times_plus(moved[k], shift)
-        q = (step.times_plus(columns, begin) + shift.as_double()).at_least(low).at_most(high)
+            q = _number(builder, s.real, TURN + 3 * axis + k).times_plus(moved[k], q)
+        q = q.at_least(_real(builder, -FAR)).at_most(_real(builder, FAR))
         whole = q.floor()
-        (q - whole).as_real().store(_further(builder, s.part, axis * RUN))
-        tap = whole - origin
-        cell = tap.as_integer(INTEGER)
-        cell.store(_further(builder, s.cell, axis * RUN))
-        inside = builder.and_(inside, cell.all_below(_number(builder, s.integer, LIMIT + axis)))
-        offset = tap.at_least(zero).at_most(last).times_plus(stride, offset)
+        fraction, tap = q - whole, Vector.loaded(builder, cell).plus(whole.as_integer(INTEGER))
+        if edge:
+            fraction, tap = _kept(builder, s, axis, fraction, tap)
+        fraction.store(part)
+        tap.store(cell)
+        limit = _number(builder, s.integer, LIMIT + axis)
+        inside = builder.and_(inside, tap.all_below(limit))
+        place = tap.at_least(_integer(builder, 0)).at_most(limit.less(_integer(builder, 1)))
+        offset = place.as_double().times_plus(_number(builder, s.double, 4 * axis + STRIDE), offset)
     offset.as_integer(LONG).store(s.offset)
     return inside
+
+
+def _kept(builder: Any, s: Scratch, axis: int, fraction: Vector, tap: Vector) -> tuple[Vector, Vector]:
+    """Moved between the outermost centres: to the first pixel at the fraction 0, or to the last interval at the fraction 1."""
+    least, greatest = (_number(builder, s.integer, row + axis) for row in (LEAST, GREATEST))
+    below = least.exceeds(tap)
+    fraction, tap = below.choose(_real(builder, 0), fraction), below.choose(least, tap)
+    above = tap.exceeds(greatest)
+    return above.choose(_real(builder, 1), fraction), above.choose(greatest, tap)
 
 
 class Taps(NamedTuple):
@@ -250,10 +283,6 @@ class Taps(NamedTuple):
     held: tuple[Vector, Vector] | None = None
 
 
-def _real(builder: Any, number: float) -> Vector:
-    return Vector.constant(builder, REAL, [number] * LANES)
-
-
 def _whole_taps(builder: Any, fraction: Vector) -> Taps:
     """``1 - f, f``."""
     return Taps((_real(builder, 1) - fraction, fraction), (_real(builder, -1), _real(builder, 1)))
@@ -262,7 +291,7 @@ def _whole_taps(builder: Any, fraction: Vector) -> Taps:
 def _held_taps(builder: Any, fraction: Vector, cell: Vector, limit: Vector) -> Taps:
     """The same where a tap may lie outside: the pixels read are the nearest two inside, and one may have the other's weight."""
     none, whole = _real(builder, 0), _whole_taps(builder, fraction)
-    zero, up = (Vector.constant(builder, INTEGER, [number] * LANES) for number in (0, 1))
+    zero, up = _integer(builder, 0), _integer(builder, 1)
     inside = cell.at_least(zero).at_most(limit.less(up))
     here, before, after = cell.equals(inside), cell.equals(inside.less(up)), inside.equals(cell.less(up))
     weights, slopes = (
@@ -287,7 +316,8 @@ def _summer(ndim: int, paired: bool, with_slopes: bool, partly: bool = False) ->
                 vector.store(_further(builder, s.total, row * RUN))
             return context.get_dummy_value()
 
-        return types.void(source, s, types.int64, types.UniTuple(types.int64, 3)), generate
+        three = types.UniTuple(types.int64, 3)  # type: ignore[no-untyped-call]
+        return types.void(source, s, types.int64, three), generate
 
     return intrinsic(add)
 
@@ -332,7 +362,9 @@ pointer: Any = intrinsic(_pointer)
 ahead: Any = intrinsic(_ahead)
 prefetch: Any = intrinsic(_prefetch)
 _fetch_pairs, _fetch_singles = _fetcher(True), _fetcher(False)
-_find_2d, _find_3d = _finder(2), _finder(3)
+_place: Any = intrinsic(_place_lanes)
+_find_2d, _find_3d = _finder(2, False), _finder(3, False)
+_keep_2d, _keep_3d = _finder(2, True), _finder(3, True)
 _sum_pairs_2d, _sum_pairs_3d = _summer(2, True, False), _summer(3, True, False)
 _slope_pairs_2d, _slope_pairs_3d = _summer(2, True, True), _summer(3, True, True)
 _sum_singles_2d, _sum_singles_3d = _summer(2, False, False), _summer(3, False, False)
@@ -404,42 +436,58 @@ def displace(bend, ndim, pixel, x, count, s):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _limits(source, axis):  # type: ignore[no-untyped-def]
-    """Lowest and highest coordinate that an axis keeps."""
-    low, high = source.origin[axis], source.origin[axis] + source.size[axis] - 1.0
-    # just below the last centre the neighbourhood is whole, and the fraction is 1 in float32
-    return (low, np.nextafter(high, -np.inf)) if source.edge else (low - BEYOND, high + BEYOND)
-
-
-@njit(cache=True)
 def aim(target, source, taps, first, s):  # type: ignore[no-untyped-def]
-    """What :func:`find_cells` needs of the row (z, y) of the fixed grid; to the nearest pixel all is moved on by one half."""
-    n, m = target.ndim, target.matrix
-    stride = source.channels
+    """What :func:`place` and :func:`find_cells` need of the row (z, y) of the fixed grid."""
+    n, m, stride = target.ndim, target.matrix, source.channels
     for axis in range(2, 2 - n, -1):
-        row, double, turn = ahead(m, (axis - 3 + n) * (n + 1)), ahead(s.double, 7 * axis), ahead(s.real, TURN + 3 * axis)
+        row, double, turn = ahead(m, (axis - 3 + n) * (n + 1)), ahead(s.double, 4 * axis), ahead(s.real, TURN + 3 * axis)
+        # the pixel that holds a point is the one to whose centre it is nearest: half a pixel further on, the cell
         z, half, before = row[0] if n == 3 else 0.0, 0.5 if taps[axis] == 1 else 0.0, taps[axis] // 4
-        low, high = _limits(source, axis)
         turn[0], turn[1], turn[2] = np.float32(z), np.float32(row[n - 2]), np.float32(row[n - 1])
         # counted from the grid's first column, not the tile's, so that every tile rounds alike
         double[BEGIN], double[STEP] = (row[n] + z * first[0] + row[n - 2] * first[1]) + half, row[n - 1]
-        double[LOW], double[HIGH], double[ORIGIN] = low + half, high + half, source.origin[axis] + before
-        double[LAST], double[STRIDE] = source.size[axis] - taps[axis], stride
+        double[ORIGIN], double[STRIDE] = source.origin[axis] + before, stride
         s.integer[LIMIT + axis] = max(source.size[axis] - taps[axis] + 1, 0)
+        s.integer[LEAST + axis], s.integer[GREATEST + axis] = -before, source.size[axis] - min(taps[axis], 2) - before
         stride *= source.size[axis]
 
 
 @njit(cache=True)
-def find_cells(ndim, column, count, following, s):  # type: ignore[no-untyped-def]
-    """``q = A p + A u`` of a run, ``A p`` in float64, ``A u`` summed in float32: the first tap and the fraction per axis, the
-    offset in the flat array, and which vectors are wholly inside. What is not a number lies at the lower limit.
+def place(ndim, column, count, s):  # type: ignore[no-untyped-def]
+    """``A p`` of a run in float64, as the whole number below, counted from the array's first tap, and the fraction."""
+    for axis in range(3 - ndim, 3):
+        begin, step, origin = s.double[4 * axis + BEGIN], s.double[4 * axis + STEP], s.double[4 * axis + ORIGIN]
+        cell, part = ahead(s.cell, axis * RUN), ahead(s.part, axis * RUN)
+        if np.floor(step) == step and abs(begin) + abs(step) * (column + RUN) < FAR:
+            _place_in_whole_steps(begin, step, origin, column, cell, part)
+            continue
+        for at in range(0, count, LANES):
+            _place(begin, step, origin, column + at, ahead(cell, at), ahead(part, at))
+
+
+@njit(cache=True)
+def _place_in_whole_steps(begin, step, origin, column, cell, part):  # type: ignore[no-untyped-def]
+    """An axis along which the fraction stays, as it does without turning and scaling."""
+    whole = np.floor(begin)
+    first, each, rest = np.int32(whole + step * column - origin), np.int32(step), np.float32(begin - whole)
+    for i in range(RUN):
+        cell[i], part[i] = first + each * np.int32(i), rest
+
+
+@njit(cache=True)
+def find_cells(ndim, edge, count, following, s):  # type: ignore[no-untyped-def]
+    """``q = A p + A u`` of a run, float32 from the cell of ``A p`` on: the first tap and the fraction per axis, the offset in the
+    flat array, and which vectors are wholly inside. What is not a number lies before the first pixel.
 
     Meanwhile the displacements of the run that follows are asked for.
     """
     for at in range(0, count, LANES):
         for k in range(ndim):
-            prefetch(ahead(following, (at * ndim + k * LANES)))
-        s.integer[WHOLE + at] = _find_3d(s, at, column + at) if ndim == 3 else _find_2d(s, at, column + at)
+            prefetch(ahead(following, at * ndim + k * LANES))
+        if edge:
+            s.integer[WHOLE + at] = _keep_3d(s, at) if ndim == 3 else _keep_2d(s, at)
+        else:
+            s.integer[WHOLE + at] = _find_3d(s, at) if ndim == 3 else _find_2d(s, at)
 
 
 @njit(cache=True)
