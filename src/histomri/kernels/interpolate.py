@@ -11,8 +11,8 @@ indices, and w the product over the axes of the weights of the order:
 
 m is 0 outside its array, so that the image fades to 0 over one pixel (two with cubic weights); a NaN in A or u gives 0. With
 ``outside="edge"`` m keeps the value of its edge, and q is moved between the outermost centres (a NaN to the first).
-Coordinates are float64, weights and sums float32. A pixel's value depends on nothing but p, so that it is the same bit for
-bit for any number of threads and any tiling, and the identity gives the image back bit for bit.
+``A p`` is float64; its fraction within a pixel, ``A u``, weights and sums are float32. A pixel's value depends on nothing but p,
+so that it is the same bit for bit for any number of threads and any tiling, and the identity gives the image back bit for bit.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from histomri.backend import array_module
 from histomri.kernels import cuda, runs
-from histomri.kernels.runs import RUN, WHOLE
+from histomri.kernels.run_vectors import DOUBLES, INTEGERS, REALS, RUN, WEIGHT, WHOLE, Scratch, ahead, pointer
 from histomri.kernels.vectors import LANES
 
 Array = NDArray[np.float32]
@@ -81,7 +81,7 @@ def _place(job, taps, row, begin, s):  # type: ignore[no-untyped-def]
         runs.blend_nodes(bend, target.ndim, first[0], first[1], s.line)
     runs.displace(bend, target.ndim, row * width + begin, target.start[2] + begin, count, s)
     runs.place(target.ndim, target.start[2] + begin, count, s)
-    following = runs.ahead(bend.dense, (row * width + begin + count) * target.ndim if bend.kind == 1 else 0)
+    following = ahead(bend.dense, (row * width + begin + count) * target.ndim if bend.kind == 1 else 0)
     runs.find_cells(target.ndim, source.edge, count, following, s)
     return count
 
@@ -118,12 +118,12 @@ def _by_displacement(target, count, total):  # type: ignore[no-untyped-def]
     for k in range(n):
         a = np.float32(m[k]) if n == 3 else np.float32(0)
         b, c = np.float32(m[(n - 2) * (n + 1) + k]), np.float32(m[(n - 1) * (n + 1) + k])
-        turned = runs.ahead(total, (4 + k) * RUN)
+        turned = ahead(total, (4 + k) * RUN)
         for i in range(count):
             turned[i] = a * total[RUN + i] + b * total[2 * RUN + i] + c * total[3 * RUN + i]
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True)
 def _put(job, count, channel, s, out, slopes, with_slopes):  # type: ignore[no-untyped-def]
     """The value of one of the channels and, if asked for, its gradient."""
     (source, target, _), ndim = job, job[1].ndim
@@ -158,30 +158,28 @@ def _general(job, taps, count, s, out, slopes, with_slopes):  # type: ignore[no-
 def _linear_values(source, ndim, held, count, s, out):  # type: ignore[no-untyped-def]
     """The vectors of a run that are wholly inside and, if they are ``held``, the others; up to three channels at once."""
     channels = source.channels
-    if channels == 1 and count % LANES == 0:
-        runs.sum_linear(source, ndim, 0, held, count, runs.into(s, out))
-        return
+    direct = channels == 1 and count % LANES == 0
     for c in range(channels):
-        row = runs.ahead(s.total, c * RUN if channels <= 3 else 0)
+        row = out if direct else ahead(s.total, c * RUN if channels <= 3 else 0)
         runs.sum_linear(source, ndim, c, held, count, runs.into(s, row))
         for i in range(count if channels > 3 else 0):
             out[i * channels + c] = row[i]
-    if channels <= 3:
+    if channels <= 3 and not direct:
         runs.interleave(s.total, channels, count, out)
 
 
 @njit(cache=True)
-def _linear_gradients(job, held, count, s, out, slopes):  # type: ignore[no-untyped-def]
+def _linear_gradients(job, held, count, s, out, slopes, with_slopes):  # type: ignore[no-untyped-def]
     """The same with their gradients."""
     (source, target, _), ndim = job, job[1].ndim
     for c in range(source.channels):
         runs.sum_linear_with_slopes(source, ndim, c, held, count, s)
         if source.channels > 1:
-            _put(job, count, c, s, out, slopes, True)
+            _put(job, count, c, s, out, slopes, with_slopes)
     if source.channels == 1:
         _by_displacement(target, count, s.total)
-        runs.interleave(s.total, 1, count, out)
-        runs.interleave(runs.ahead(s.total, 4 * RUN), ndim, count, slopes)
+        runs.interleave(s.total, source.channels, count, out)
+        runs.interleave(ahead(s.total, 4 * RUN), ndim, count, slopes)
 
 
 @njit(cache=True)
@@ -189,16 +187,16 @@ def _run(job, taps, count, s, out, slopes, with_slopes):  # type: ignore[no-unty
     source, ndim, channels, linear = job[0], job[1].ndim, job[0].channels, taps[2] == 2
     held = runs.can_be_held(source, taps)
     if linear and with_slopes:
-        _linear_gradients(job, held, count, s, out, slopes)
+        _linear_gradients(job, held, count, s, out, slopes, with_slopes)
     elif linear:
         _linear_values(source, ndim, held, count, s, out)
     for at in range(0, 0 if held else count, LANES):
         if not linear or s.integer[WHOLE + at] == 0:
-            part, derivative = runs.ahead(out, at * channels), runs.ahead(slopes, at * channels * ndim)
+            part, derivative = ahead(out, at * channels), ahead(slopes, at * channels * ndim)
             _general(job, taps, min(LANES, count - at), runs.at_vector(s, at), part, derivative, with_slopes)
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _three(numbers, row):  # type: ignore[no-untyped-def]
     return numbers[row, 0], numbers[row, 1], numbers[row, 2]
 
@@ -207,34 +205,34 @@ def _three(numbers, row):  # type: ignore[no-untyped-def]
 def _job(values, whole, real, matrix, dense, coarse):  # type: ignore[no-untyped-def]
     """The named arguments of the runs, from what can be passed into a parallel loop (see :class:`_Job`)."""
     channels, edge, kind = _three(whole, 3)
-    source = runs.Source(runs.pointer(values), _three(whole, 0), channels, _three(real, 0), edge != 0)
-    target = runs.Target(_three(real, 1), _three(whole, 1), runs.pointer(matrix), whole[5, 0])
-    bend = runs.Bend(kind, runs.pointer(dense), runs.pointer(coarse), _three(whole, 4), _three(real, 2), _three(real, 3))
+    source = runs.Source(pointer(values), _three(whole, 0), channels, _three(real, 0), edge != 0)
+    target = runs.Target(_three(real, 1), _three(whole, 1), pointer(matrix), whole[5, 0])
+    bend = runs.Bend(kind, pointer(dense), pointer(coarse), _three(whole, 4), _three(real, 2), _three(real, 3))
     return (source, target, bend), _three(whole, 2)
 
 
 @njit(cache=True)
 def _buffers(coarse):  # type: ignore[no-untyped-def]
     """Buffers for runs: no displacement yet, the z axis of one plane has the weight 1."""
-    reals = np.zeros(13 * RUN + runs.REALS + coarse.shape[2] * coarse.shape[3], np.float32)
-    reals[13 * RUN + runs.WEIGHT : 13 * RUN + runs.WEIGHT + LANES] = 1
-    return reals, np.zeros(3 * RUN + runs.INTEGERS, np.int32), np.zeros(runs.DOUBLES), np.zeros(RUN, np.int64)
+    reals = np.zeros(13 * RUN + REALS + coarse.shape[2] * coarse.shape[3], np.float32)
+    reals[13 * RUN + WEIGHT : 13 * RUN + WEIGHT + LANES] = 1
+    return reals, np.zeros(3 * RUN + INTEGERS, np.int32), np.zeros(DOUBLES), np.zeros(RUN, np.int64)
 
 
 @njit(cache=True)
 def _scratch(reals, integers, doubles, offsets):  # type: ignore[no-untyped-def]
-    moved, cell = runs.pointer(reals), runs.pointer(integers)
-    real = runs.ahead(moved, 13 * RUN)
-    return runs.Scratch(
+    moved, cell = pointer(reals), pointer(integers)
+    real = ahead(moved, 13 * RUN)
+    return Scratch(
         moved,
-        runs.ahead(moved, 3 * RUN),
+        ahead(moved, 3 * RUN),
         cell,
-        runs.pointer(offsets),
-        runs.ahead(moved, 6 * RUN),
+        pointer(offsets),
+        ahead(moved, 6 * RUN),
         real,
-        runs.ahead(cell, 3 * RUN),
-        runs.pointer(doubles),
-        runs.ahead(real, runs.REALS),
+        ahead(cell, 3 * RUN),
+        pointer(doubles),
+        ahead(real, REALS),
     )
 
 
@@ -255,7 +253,7 @@ def _warp_nearest(values, whole, real, matrix, dense, coarse, out):  # type: ign
         for row in range(block * together, min(block * together + together, rows)):
             for begin in range(0, width, RUN):
                 count = _place(job, taps, row, begin, s)
-                part = runs.ahead(runs.pointer(out), (row * width + begin) * channels)
+                part = ahead(pointer(out), (row * width + begin) * channels)
                 _nearest_run(job[0], count, s, part)
         _keep(reals, integers, doubles, offsets)
 
@@ -272,7 +270,7 @@ def _warp(values, whole, real, matrix, dense, coarse, out, slopes):  # type: ign
             for begin in range(0, width, RUN):
                 count = _place(job, taps, row, begin, s)
                 at = (row * width + begin) * channels
-                part, derivative = runs.ahead(runs.pointer(out), at), runs.ahead(runs.pointer(slopes), at * ndim)
+                part, derivative = ahead(pointer(out), at), ahead(pointer(slopes), at * ndim)
                 _run(job, taps, count, s, part, derivative, slopes.size > 1)
         _keep(reals, integers, doubles, offsets)
 
