@@ -137,11 +137,11 @@ def _put(job, count, channel, s, out, slopes, with_slopes):  # type: ignore[no-u
 
 
 @njit(cache=True, forceinline=True)
-def _general(job, taps, count, s, out, slopes, with_slopes):  # type: ignore[no-untyped-def]
+def _general(job, taps, count, whole, s, out, slopes, with_slopes):  # type: ignore[no-untyped-def]
     """A vector with any number of taps, wherever it lies."""
     source, target, _ = job
     channels, ndim = source.channels, target.ndim
-    broken, outside = runs.list_broken(source, taps, count, s)
+    broken, outside = (0, False) if whole else runs.list_broken(source, taps, count, s)
     if outside:
         for i in range(count * channels):
             out[i] = 0
@@ -191,9 +191,10 @@ def _run(job, taps, count, s, out, slopes, with_slopes):  # type: ignore[no-unty
     elif linear:
         _linear_values(source, ndim, held, count, s, out)
     for at in range(0, 0 if held else count, LANES):
-        if not linear or s.integer[WHOLE + at] == 0:
+        whole = s.integer[WHOLE + at] != 0
+        if not linear or not whole:
             part, derivative = ahead(out, at * channels), ahead(slopes, at * channels * ndim)
-            _general(job, taps, min(LANES, count - at), runs.at_vector(s, at), part, derivative, with_slopes)
+            _general(job, taps, min(LANES, count - at), whole, runs.at_vector(s, at), part, derivative, with_slopes)
 
 
 @njit(cache=True, inline="always")
