@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from histomri.backend import array_module
 from histomri.kernels import cuda
-from histomri.kernels.runs import ahead, pointer
+from histomri.kernels.run_vectors import ahead, pointer
 
 Array = NDArray[np.float32]
 # rows of a plane that are smoothed along x and y together, while they are in the cache

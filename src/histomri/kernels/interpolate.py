@@ -11,8 +11,8 @@ indices, and w the product over the axes of the weights of the order:
 
 m is 0 outside its array, so that the image fades to 0 over one pixel (two with cubic weights); a NaN in A or u gives 0. With
 ``outside="edge"`` m keeps the value of its edge, and q is moved between the outermost centres (a NaN to the first).
-Coordinates are float64, weights and sums float32. A pixel's value depends on nothing but p, so that it is the same bit for
-bit for any number of threads and any tiling, and the identity gives the image back bit for bit.
+``A p`` is float64; its fraction within a pixel, ``A u``, weights and sums are float32. A pixel's value depends on nothing but p,
+so that it is the same bit for bit for any number of threads and any tiling, and the identity gives the image back bit for bit.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from histomri.backend import array_module
 from histomri.kernels import cuda, runs
-from histomri.kernels.runs import RUN, WHOLE
+from histomri.kernels.run_vectors import DOUBLES, INTEGERS, REALS, RUN, WEIGHT, WHOLE, Scratch, ahead, pointer
 from histomri.kernels.vectors import LANES
 
 Array = NDArray[np.float32]
@@ -38,8 +38,8 @@ Outside = Literal["zero", "edge"]
 TAPS: dict[str, int] = {"nearest": 1, "linear": 2, "cubic": 4}
 # what the kernels read; the rest becomes float32 first
 READ_AS_THEY_ARE = (np.uint8, np.uint16, np.float32)
-# rows of the output that are one unit of a thread's work
-ROWS = 8
+# pixels of the output that are about one unit of a thread's work
+BLOCK = 2**15
 
 
 class CoarseField(NamedTuple):
@@ -80,7 +80,9 @@ def _place(job, taps, row, begin, s):  # type: ignore[no-untyped-def]
     if begin == 0 and bend.kind == 2:
         runs.blend_nodes(bend, target.ndim, first[0], first[1], s.line)
     runs.displace(bend, target.ndim, row * width + begin, target.start[2] + begin, count, s)
-    runs.find_cells(target.ndim, target.start[2] + begin, count, s)
+    runs.place(target.ndim, target.start[2] + begin, count, s)
+    following = ahead(bend.dense, (row * width + begin + count) * target.ndim if bend.kind == 1 else 0)
+    runs.find_cells(target.ndim, source.edge, count, following, s)
     return count
 
 
@@ -94,7 +96,7 @@ def _nearest_run(source, count, s, out):  # type: ignore[no-untyped-def]
             out[i * source.channels + c] = source.values[s.offset[i] + c] if inside else 0
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _sum_lines(source, taps, with_slopes, at, s):  # type: ignore[no-untyped-def]
     """Value, and if asked for derivatives by q, of a channel over a vector into ``s.total``; ``at`` = (channel, broken)."""
     for row in range(4 if with_slopes else 1):
@@ -110,35 +112,36 @@ def _sum_lines(source, taps, with_slopes, at, s):  # type: ignore[no-untyped-def
 
 
 @njit(cache=True)
-def _put_slopes(target, step, count, total, slopes):  # type: ignore[no-untyped-def]
-    """``A^T grad m``: from the derivatives by q to those by u, every ``step`` numbers of ``slopes``."""
+def _by_displacement(target, count, total):  # type: ignore[no-untyped-def]
+    """``A^T grad m``: the derivatives by u, from those by q in the rows after the first, into the rows after these."""
     n, m = target.ndim, target.matrix
     for k in range(n):
-        a, b, c = (
-            np.float32(m[(n - 3) * (n + 1) + k]) if n == 3 else np.float32(0),
-            m[(n - 2) * (n + 1) + k],
-            m[(n - 1) * (n + 1) + k],
-        )
-        dy, dx = np.float32(b), np.float32(c)
+        a = np.float32(m[k]) if n == 3 else np.float32(0)
+        b, c = np.float32(m[(n - 2) * (n + 1) + k]), np.float32(m[(n - 1) * (n + 1) + k])
+        turned = ahead(total, (4 + k) * RUN)
         for i in range(count):
-            slopes[i * step + k] = a * total[RUN + i] + dy * total[2 * RUN + i] + dx * total[3 * RUN + i]
+            turned[i] = a * total[RUN + i] + b * total[2 * RUN + i] + c * total[3 * RUN + i]
 
 
 @njit(cache=True)
 def _put(job, count, channel, s, out, slopes, with_slopes):  # type: ignore[no-untyped-def]
-    channels, ndim = job[0].channels, job[1].ndim
+    """The value of one of the channels and, if asked for, its gradient."""
+    (source, target, _), ndim = job, job[1].ndim
     for i in range(count):
-        out[i * channels + channel] = s.total[i]
+        out[i * source.channels + channel] = s.total[i]
     if with_slopes:
-        _put_slopes(job[1], channels * ndim, count, s.total, runs.ahead(slopes, channel * ndim))
+        _by_displacement(target, count, s.total)
+        for k in range(ndim):
+            for i in range(count):
+                slopes[(i * source.channels + channel) * ndim + k] = s.total[(4 + k) * RUN + i]
 
 
-@njit(cache=True)
-def _general(job, taps, count, s, out, slopes, with_slopes):  # type: ignore[no-untyped-def]
+@njit(cache=True, forceinline=True)
+def _general(job, taps, count, whole, s, out, slopes, with_slopes):  # type: ignore[no-untyped-def]
     """A vector with any number of taps, wherever it lies."""
     source, target, _ = job
     channels, ndim = source.channels, target.ndim
-    broken, outside = runs.list_broken(source, taps, count, s)
+    broken, outside = (0, False) if whole else runs.list_broken(source, taps, count, s)
     if outside:
         for i in range(count * channels):
             out[i] = 0
@@ -152,24 +155,49 @@ def _general(job, taps, count, s, out, slopes, with_slopes):  # type: ignore[no-
 
 
 @njit(cache=True)
-def _run(job, taps, count, s, out, slopes, with_slopes):  # type: ignore[no-untyped-def]
-    source, ndim, channels, linear = job[0], job[1].ndim, job[0].channels, taps[2] == 2
-    held = runs.can_be_held(source, taps)
-    for c in range(channels if linear else 0):
-        if with_slopes:
-            runs.sum_whole_with_slopes(source, ndim, c, count, s)
-        else:
-            runs.sum_whole(source, ndim, c, count, s)
-        if held:
-            runs.sum_partly(source, ndim, with_slopes, count, s)
-        _put(job, count, c, s, out, slopes, with_slopes)
-    for at in range(0, 0 if held else count, LANES):
-        if not linear or s.integer[WHOLE + at] == 0:
-            part, derivative = runs.ahead(out, at * channels), runs.ahead(slopes, at * channels * ndim)
-            _general(job, taps, min(LANES, count - at), runs.at_vector(s, at), part, derivative, with_slopes)
+def _linear_values(source, ndim, held, count, s, out):  # type: ignore[no-untyped-def]
+    """The vectors of a run that are wholly inside and, if they are ``held``, the others; up to three channels at once."""
+    channels = source.channels
+    direct = channels == 1 and count % LANES == 0
+    for c in range(channels):
+        row = out if direct else ahead(s.total, c * RUN if channels <= 3 else 0)
+        runs.sum_linear(source, ndim, c, held, count, runs.into(s, row))
+        for i in range(count if channels > 3 else 0):
+            out[i * channels + c] = row[i]
+    if channels <= 3 and not direct:
+        runs.interleave(s.total, channels, count, out)
 
 
 @njit(cache=True)
+def _linear_gradients(job, held, count, s, out, slopes, with_slopes):  # type: ignore[no-untyped-def]
+    """The same with their gradients."""
+    (source, target, _), ndim = job, job[1].ndim
+    for c in range(source.channels):
+        runs.sum_linear_with_slopes(source, ndim, c, held, count, s)
+        if source.channels > 1:
+            _put(job, count, c, s, out, slopes, with_slopes)
+    if source.channels == 1:
+        _by_displacement(target, count, s.total)
+        runs.interleave(s.total, source.channels, count, out)
+        runs.interleave(ahead(s.total, 4 * RUN), ndim, count, slopes)
+
+
+@njit(cache=True)
+def _run(job, taps, count, s, out, slopes, with_slopes):  # type: ignore[no-untyped-def]
+    source, ndim, channels, linear = job[0], job[1].ndim, job[0].channels, taps[2] == 2
+    held = runs.can_be_held(source, taps)
+    if linear and with_slopes:
+        _linear_gradients(job, held, count, s, out, slopes, with_slopes)
+    elif linear:
+        _linear_values(source, ndim, held, count, s, out)
+    for at in range(0, 0 if held else count, LANES):
+        whole = s.integer[WHOLE + at] != 0
+        if not linear or not whole:
+            part, derivative = ahead(out, at * channels), ahead(slopes, at * channels * ndim)
+            _general(job, taps, min(LANES, count - at), whole, runs.at_vector(s, at), part, derivative, with_slopes)
+
+
+@njit(cache=True, inline="always")
 def _three(numbers, row):  # type: ignore[no-untyped-def]
     return numbers[row, 0], numbers[row, 1], numbers[row, 2]
 
@@ -178,34 +206,34 @@ def _three(numbers, row):  # type: ignore[no-untyped-def]
 def _job(values, whole, real, matrix, dense, coarse):  # type: ignore[no-untyped-def]
     """The named arguments of the runs, from what can be passed into a parallel loop (see :class:`_Job`)."""
     channels, edge, kind = _three(whole, 3)
-    source = runs.Source(runs.pointer(values), _three(whole, 0), channels, _three(real, 0), edge != 0)
-    target = runs.Target(_three(real, 1), _three(whole, 1), runs.pointer(matrix), whole[5, 0])
-    bend = runs.Bend(kind, runs.pointer(dense), runs.pointer(coarse), _three(whole, 4), _three(real, 2), _three(real, 3))
+    source = runs.Source(pointer(values), _three(whole, 0), channels, _three(real, 0), edge != 0)
+    target = runs.Target(_three(real, 1), _three(whole, 1), pointer(matrix), whole[5, 0])
+    bend = runs.Bend(kind, pointer(dense), pointer(coarse), _three(whole, 4), _three(real, 2), _three(real, 3))
     return (source, target, bend), _three(whole, 2)
 
 
 @njit(cache=True)
 def _buffers(coarse):  # type: ignore[no-untyped-def]
     """Buffers for runs: no displacement yet, the z axis of one plane has the weight 1."""
-    reals = np.zeros(10 * RUN + runs.REALS + coarse.shape[2] * coarse.shape[3], np.float32)
-    reals[10 * RUN + runs.WEIGHT : 10 * RUN + runs.WEIGHT + LANES] = 1
-    return reals, np.zeros(3 * RUN + runs.INTEGERS, np.int32), np.zeros(runs.DOUBLES), np.zeros(RUN, np.int64)
+    reals = np.zeros(13 * RUN + REALS + coarse.shape[2] * coarse.shape[3], np.float32)
+    reals[13 * RUN + WEIGHT : 13 * RUN + WEIGHT + LANES] = 1
+    return reals, np.zeros(3 * RUN + INTEGERS, np.int32), np.zeros(DOUBLES), np.zeros(RUN, np.int64)
 
 
 @njit(cache=True)
 def _scratch(reals, integers, doubles, offsets):  # type: ignore[no-untyped-def]
-    moved, cell = runs.pointer(reals), runs.pointer(integers)
-    real = runs.ahead(moved, 10 * RUN)
-    return runs.Scratch(
+    moved, cell = pointer(reals), pointer(integers)
+    real = ahead(moved, 13 * RUN)
+    return Scratch(
         moved,
-        runs.ahead(moved, 3 * RUN),
+        ahead(moved, 3 * RUN),
         cell,
-        runs.pointer(offsets),
-        runs.ahead(moved, 6 * RUN),
+        pointer(offsets),
+        ahead(moved, 6 * RUN),
         real,
-        runs.ahead(cell, 3 * RUN),
-        runs.pointer(doubles),
-        runs.ahead(real, runs.REALS),
+        ahead(cell, 3 * RUN),
+        pointer(doubles),
+        ahead(real, REALS),
     )
 
 
@@ -218,14 +246,15 @@ def _keep(reals, integers, doubles, offsets):  # type: ignore[no-untyped-def]
 @njit(parallel=True, cache=True)
 def _warp_nearest(values, whole, real, matrix, dense, coarse, out):  # type: ignore[no-untyped-def]
     rows, width, channels = whole[1, 0] * whole[1, 1], whole[1, 2], whole[3, 0]
-    for block in prange((rows + ROWS - 1) // ROWS):
+    together = max(1, BLOCK // max(width, 1))
+    for block in prange((rows + together - 1) // together):
         job, taps = _job(values, whole, real, matrix, dense, coarse)
         reals, integers, doubles, offsets = _buffers(coarse)
         s = _scratch(reals, integers, doubles, offsets)
-        for row in range(block * ROWS, min(block * ROWS + ROWS, rows)):
+        for row in range(block * together, min(block * together + together, rows)):
             for begin in range(0, width, RUN):
                 count = _place(job, taps, row, begin, s)
-                part = runs.ahead(runs.pointer(out), (row * width + begin) * channels)
+                part = ahead(pointer(out), (row * width + begin) * channels)
                 _nearest_run(job[0], count, s, part)
         _keep(reals, integers, doubles, offsets)
 
@@ -233,15 +262,16 @@ def _warp_nearest(values, whole, real, matrix, dense, coarse, out):  # type: ign
 @njit(parallel=True, cache=True)
 def _warp(values, whole, real, matrix, dense, coarse, out, slopes):  # type: ignore[no-untyped-def]
     rows, width, channels, ndim = whole[1, 0] * whole[1, 1], whole[1, 2], whole[3, 0], whole[5, 0]
-    for block in prange((rows + ROWS - 1) // ROWS):
+    together = max(1, BLOCK // max(width, 1))
+    for block in prange((rows + together - 1) // together):
         job, taps = _job(values, whole, real, matrix, dense, coarse)
         reals, integers, doubles, offsets = _buffers(coarse)
         s = _scratch(reals, integers, doubles, offsets)
-        for row in range(block * ROWS, min(block * ROWS + ROWS, rows)):
+        for row in range(block * together, min(block * together + together, rows)):
             for begin in range(0, width, RUN):
                 count = _place(job, taps, row, begin, s)
                 at = (row * width + begin) * channels
-                part, derivative = runs.ahead(runs.pointer(out), at), runs.ahead(runs.pointer(slopes), at * ndim)
+                part, derivative = ahead(pointer(out), at), ahead(pointer(slopes), at * ndim)
                 _run(job, taps, count, s, part, derivative, slopes.size > 1)
         _keep(reals, integers, doubles, offsets)
 

@@ -1,11 +1,12 @@
 """What the warps do with a run of pixels: ``RUN`` neighbours along the last axis, whose numbers stay in the nearest cache.
 
-A run goes through three steps, each over vectors of ``LANES`` pixels: the displacements, the cells of the moving image in which
-the displaced points fall, and the sum over the neighbourhood. All take three axes (z, y, x); in 2D the z axis has one plane of
-weight 1. What is computed for a pixel does not depend on where its run begins or on its neighbours.
+A run goes through four steps, each over vectors of ``LANES`` pixels (``run_vectors``): the displacements, ``A p``, the cells of
+the moving image in which the displaced points fall, and the sum over the neighbourhood. All take three axes (z, y, x); in 2D the
+z axis has one plane of weight 1. What is computed for a pixel does not depend on where its run begins or on its neighbours.
 
-A vector whose neighbourhoods are linear and wholly inside the array is summed in registers. Every other one goes through the
-general form, which has any number of taps and mends what the array does not hold; for the same pixel both give the same bits.
+A vector whose neighbourhoods are linear and wholly inside the array is summed in registers, and so is one that reaches over its
+ends, if there is one channel and 0 outside. The rest goes through the general form, line by line, which has any number of taps
+and mends what the array does not hold. For the same pixel all give the same bits.
 
 Buffers are handed on as pointers: an array that is passed on or sliced costs reference counts that all threads share, which took
 most of the time, and an index that may be negative keeps the compiler from using vectors. Whole vectors are computed; what is
@@ -14,33 +15,52 @@ beyond the last pixel of a row comes from leftovers and is never stored.
 
 from __future__ import annotations
 
-from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped]
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 
-from histomri.kernels.vectors import DOUBLE, INTEGER, LANES, LONG, REAL, Vector
-
-RUN = 128
-# taps per axis of the widest neighbourhood
-TAPS = 4
-# how far outside the moving image, in pixels, a coordinate is kept: beyond any neighbourhood
-BEYOND = 4.0
-# where the rows of a vector's float32 buffer begin: weights and slopes per axis and tap, a line of the neighbourhood per tap, the
-# sums (value, derivatives by z, y, x); and the matrix without its shift, three numbers per axis
-WEIGHT, SLOPE, LINE, TURN = (LANES * row for row in (0, 3 * TAPS, 6 * TAPS, 7 * TAPS))
-REALS = TURN + 9
-# of the int32 buffer: per axis how many first taps are wholly inside, the pixels of a vector whose neighbourhood is not whole,
-# and which vectors of the run are
-LIMIT, BROKEN, WHOLE = 0, 3, 3 + LANES
-INTEGERS = WHOLE + RUN
-# of the float64 buffer, per axis: A p at column 0 of the row and its step, the limits of q, the index of the first tap that is 0
-# in the array, the last first tap whose neighbourhood is whole, and how far apart neighbours are in the flat array
-BEGIN, STEP, LOW, HIGH, ORIGIN, LAST, STRIDE = range(7)
-DOUBLES = 3 * 7
+from histomri.kernels.run_vectors import (
+    BEGIN,
+    BROKEN,
+    FAR,
+    GREATEST,
+    LEAST,
+    LIMIT,
+    LINE,
+    ORIGIN,
+    RUN,
+    SLOPE,
+    STEP,
+    STRIDE,
+    TAPS,
+    TURN,
+    WEIGHT,
+    WHOLE,
+    Scratch,
+    ahead,
+    fetch_pairs,
+    fetch_singles,
+    find_2d,
+    find_3d,
+    keep_2d,
+    keep_3d,
+    place_lanes,
+    prefetch,
+    slope_pairs_2d,
+    slope_pairs_3d,
+    slope_partly_2d,
+    slope_partly_3d,
+    slope_singles_2d,
+    slope_singles_3d,
+    sum_pairs_2d,
+    sum_pairs_3d,
+    sum_partly_2d,
+    sum_partly_3d,
+    sum_singles_2d,
+    sum_singles_3d,
+)
+from histomri.kernels.vectors import LANES
 
 
 class Source(NamedTuple):
@@ -79,260 +99,13 @@ class Bend(NamedTuple):
     offset: tuple[float, float, float]
 
 
-class Scratch(NamedTuple):
-    """Pointers to the buffers of a run, a row of ``RUN`` per axis: displacement and fraction (float32), first tap of the
-    neighbourhood (int32); where that lies in the flat array (int64). Then those whose rows stand above: of a vector (float32),
-    int32 and float64; and the coarse field's present line of nodes.
-    """
-
-    moved: Any
-    part: Any
-    cell: Any
-    offset: Any
-    total: Any
-    real: Any
-    integer: Any
-    double: Any
-    line: Any
-
-
-def _pointer(typing, array):  # type: ignore[no-untyped-def]
-    """Pointer to the first number of a contiguous array, which the caller keeps alive."""
-    signature = types.CPointer(array.dtype)(array)  # type: ignore[no-untyped-call]
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        return context.make_array(signature.args[0])(context, builder, arguments[0]).data
-
-    return signature, generate
-
-
-def _ahead(typing, start, count):  # type: ignore[no-untyped-def]
-    """The pointer ``count`` numbers further on."""
-    signature = start(start, types.int64)
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        return builder.gep(arguments[0], [arguments[1]])
-
-    return signature, generate
-
-
-SIZES = {REAL: 4, ir.IntType(8): 1, ir.IntType(16): 2}
-
-
-def _further(builder: Any, buffer: Any, count: int) -> Any:
-    """The address ``buffer + count``."""
-    return builder.gep(buffer, [ir.Constant(LONG, count)])
-
-
-def _number(builder: Any, buffer: Any, index: int) -> Vector:
-    """``buffer[index]`` in every lane."""
-    return Vector.filled(builder, builder.load(_further(builder, buffer, index)))
-
-
-def _of_lanes(builder: Any, source: Any, offset: Any) -> list[Any]:
-    """Addresses ``source + offset[lane]``."""
-    places = [_further(builder, offset, lane) for lane in range(LANES)]
-    return [builder.gep(source, [builder.load(place)]) for place in places]
-
-
-def _singles(builder: Any, addresses: list[Any]) -> Vector:
-    """What lies at the addresses, as float32.
-
-    Loaded one by one because the processor's gather instruction is slower by 4 times where gathers are mended against data
-    sampling.
-    """
-    kind = ir.VectorType(addresses[0].type.pointee, LANES)
-    vector = ir.Constant(kind, ir.Undefined)
-    for lane, address in enumerate(addresses):
-        vector = builder.insert_element(vector, builder.load(address), ir.Constant(INTEGER, lane))
-    return Vector(builder, vector).as_real()
-
-
-def _joined(builder: Any, left: Any, right: Any, order: list[int]) -> Any:
-    return builder.shuffle_vector(left, right, ir.Constant(ir.VectorType(INTEGER, len(order)), order))
-
-
-def _pairs(builder: Any, addresses: list[Any]) -> list[Vector]:
-    """What lies at the addresses and after them, as float32: two neighbours in one load."""
-    kind = addresses[0].type.pointee
-    pair = ir.VectorType(kind, 2).as_pointer()
-    parts = [builder.load(builder.bitcast(address, pair), align=SIZES[kind]) for address in addresses]
-    while len(parts) > 2:
-        whole = list(range(2 * parts[0].type.count))
-        parts = [_joined(builder, a, b, whole) for a, b in zip(parts[::2], parts[1::2], strict=True)]
-    taps = (_joined(builder, *parts, list(range(first, 2 * LANES, 2))) for first in range(2))
-    return [Vector(builder, tap).as_real() for tap in taps]
-
-
-def _neighbours(builder: Any, source: Any, offset: Any, step: Any) -> list[Vector]:
-    """``source[offset]`` and ``source[offset + step]`` per lane; without a step the next one."""
-    addresses = _of_lanes(builder, source, offset)
-    if step is None:
-        return _pairs(builder, addresses)
-    return [_singles(builder, addresses), _singles(builder, _of_lanes(builder, builder.gep(source, [step]), offset))]
-
-
-def _fetcher(paired: bool) -> Any:
-    """``into[i], into[LANES + i] = source[offset[i]], source[offset[i] + step]`` for a vector; paired for a step of 1."""
-
-    def fetch(typing, source, offset, step, into):  # type: ignore[no-untyped-def]
-        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            source, offset, step, into = arguments
-            for row, vector in enumerate(_neighbours(builder, source, offset, None if paired else step)):
-                vector.store(_further(builder, into, row * LANES))
-            return context.get_dummy_value()
-
-        return types.void(source, offset, types.int64, into), generate
-
-    return intrinsic(fetch)
-
-
-def _at(builder: Any, s: Any, at: Any) -> Scratch:
-    """The buffers as the vector that begins at ``at`` of the run sees them."""
-    pointers = [builder.extract_value(s, k) for k in range(len(Scratch._fields))]
-    return Scratch(*(builder.gep(p, [at]) for p in pointers[:5]), *pointers[5:])
-
-
-def _finder(ndim: int) -> Any:
-    """:func:`find_cells` for one vector; returns whether it is wholly inside."""
-
-    def find(typing, s, at, column):  # type: ignore[no-untyped-def]
-        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            here = _at(builder, arguments[0], arguments[1])
-            columns = Vector.filled(builder, arguments[2]) + Vector.constant(builder, DOUBLE, range(LANES))
-            return _find(builder, range(3 - ndim, 3), here, columns)
-
-        return types.boolean(s, types.int64, types.float64), generate
-
-    return intrinsic(find)
-
-
-def _find(builder: Any, axes: range, s: Scratch, columns: Vector) -> Any:
-    moved = {k: Vector.loaded(builder, _further(builder, s.moved, k * RUN)) for k in axes}
-    offset = zero = Vector.constant(builder, DOUBLE, [0.0] * LANES)
-    inside = ir.Constant(ir.IntType(1), 1)
-    for axis in axes:
-        begin, step, low, high, origin, last, stride = (_number(builder, s.double, 7 * axis + k) for k in range(7))
-        shift = Vector.constant(builder, REAL, [0.0] * LANES)
-        for k in axes:
-            shift = _number(builder, s.real, TURN + 3 * axis + k).times_plus(moved[k], shift)
-        q = (step.times_plus(columns, begin) + shift.as_double()).at_least(low).at_most(high)
-        whole = q.floor()
-        (q - whole).as_real().store(_further(builder, s.part, axis * RUN))
-        tap = whole - origin
-        cell = tap.as_integer(INTEGER)
-        cell.store(_further(builder, s.cell, axis * RUN))
-        inside = builder.and_(inside, cell.all_below(_number(builder, s.integer, LIMIT + axis)))
-        offset = tap.at_least(zero).at_most(last).times_plus(stride, offset)
-    offset.as_integer(LONG).store(s.offset)
-    return inside
-
-
-class Taps(NamedTuple):
-    """Of the two pixels per axis that are read: their weights, the slopes of these, and, if not all count, which do."""
-
-    weights: tuple[Vector, Vector]
-    slopes: tuple[Vector, Vector]
-    held: tuple[Vector, Vector] | None = None
-
-
-def _real(builder: Any, number: float) -> Vector:
-    return Vector.constant(builder, REAL, [number] * LANES)
-
-
-def _whole_taps(builder: Any, fraction: Vector) -> Taps:
-    """``1 - f, f``."""
-    return Taps((_real(builder, 1) - fraction, fraction), (_real(builder, -1), _real(builder, 1)))
-
-
-def _held_taps(builder: Any, fraction: Vector, cell: Vector, limit: Vector) -> Taps:
-    """The same where a tap may lie outside: the pixels read are the nearest two inside, and one may have the other's weight."""
-    none, whole = _real(builder, 0), _whole_taps(builder, fraction)
-    zero, up = (Vector.constant(builder, INTEGER, [number] * LANES) for number in (0, 1))
-    inside = cell.at_least(zero).at_most(limit.less(up))
-    here, before, after = cell.equals(inside), cell.equals(inside.less(up)), inside.equals(cell.less(up))
-    weights, slopes = (
-        (here.choose(a, before.choose(b, none)), here.choose(b, after.choose(a, none))) for a, b in (whole.weights, whole.slopes)
-    )
-    return Taps(weights, slopes, (here.either(before), here.either(after)))
-
-
-def _summer(ndim: int, paired: bool, with_slopes: bool, partly: bool = False) -> Any:
-    """See :func:`sum_whole` and :func:`sum_partly`, for one vector."""
-
-    def add(typing, source, s, at, steps):  # type: ignore[no-untyped-def]
-        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            source, s, at, steps = arguments
-            s, steps = _at(builder, s, at), [builder.extract_value(steps, axis) for axis in range(3)]
-            taps = [_taps_of_axis(builder, s, axis, partly) for axis in range(3 - ndim, 3)]
-            lines = {}
-            for z, y in product(range(ndim - 1), range(2)):
-                shift = builder.add(steps[0] if z else ir.Constant(LONG, 0), steps[1] if y else ir.Constant(LONG, 0))
-                lines[z, y] = _neighbours(builder, builder.gep(source, [shift]), s.offset, None if paired else steps[2])
-            for row, vector in enumerate(_linear_sums(builder, taps, lines, with_slopes)):
-                vector.store(_further(builder, s.total, row * RUN))
-            return context.get_dummy_value()
-
-        return types.void(source, s, types.int64, types.UniTuple(types.int64, 3)), generate
-
-    return intrinsic(add)
-
-
-def _taps_of_axis(builder: Any, s: Scratch, axis: int, partly: bool) -> Taps:
-    fraction = Vector.loaded(builder, _further(builder, s.part, axis * RUN))
-    if not partly:
-        return _whole_taps(builder, fraction)
-    cell = Vector.loaded(builder, _further(builder, s.cell, axis * RUN))
-    return _held_taps(builder, fraction, cell, _number(builder, s.integer, LIMIT + axis))
-
-
-def _linear_sums(builder: Any, taps: list[Taps], lines: Any, with_slopes: bool) -> list[Vector]:
-    """``sum w_z w_y sum_x w_x line`` and, if asked for, its derivatives by z, y and x, in the order of the general form."""
-    zero, one = _real(builder, 0), _real(builder, 1)
-    tz, ty, tx = [Taps((one, one), (zero, zero)), *taps][-3:]
-    sums = [zero] * (4 if with_slopes else 1)
-    for (z, y), line in lines.items():
-        left, right = _held_line(line, taps, (z, y), zero) if tx.held else line
-        across, along = (w[0] * left + w[1] * right for w in (tx.weights, tx.slopes))
-        factors = [(tz.weights, ty.weights, across), (tz.slopes, ty.weights, across)]
-        factors += [(tz.weights, ty.slopes, across), (tz.weights, ty.weights, along)]
-        for row in range(len(sums)):
-            by_z, by_y, by_x = factors[row]
-            sums[row] += by_z[z] * by_y[y] * by_x
-    return sums
-
-
-def _held_line(line: list[Vector], taps: list[Taps], at: tuple[int, int], zero: Vector) -> list[Vector]:
-    """The two pixels of a line of the neighbourhood, 0 where they do not count."""
-    places = [axis.held[k] for axis, k in zip(taps[:-1], at[-len(taps) + 1 :], strict=True) if axis.held]
-    found = []
-    for pixel, held in zip(line, taps[-1].held or (), strict=True):
-        for place in places:
-            held = held.both(place)
-        found.append(held.choose(pixel, zero))
-    return found
-
-
-# as Any, since their callers are compiled
-pointer: Any = intrinsic(_pointer)
-ahead: Any = intrinsic(_ahead)
-_fetch_pairs, _fetch_singles = _fetcher(True), _fetcher(False)
-_find_2d, _find_3d = _finder(2), _finder(3)
-_sum_pairs_2d, _sum_pairs_3d = _summer(2, True, False), _summer(3, True, False)
-_slope_pairs_2d, _slope_pairs_3d = _summer(2, True, True), _summer(3, True, True)
-_sum_singles_2d, _sum_singles_3d = _summer(2, False, False), _summer(3, False, False)
-_slope_singles_2d, _slope_singles_3d = _summer(2, False, True), _summer(3, False, True)
-_sum_partly_2d, _sum_partly_3d = _summer(2, True, False, True), _summer(3, True, False, True)
-_slope_partly_2d, _slope_partly_3d = _summer(2, True, True, True), _summer(3, True, True, True)
-
-
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def fetch(source, offset, step, into):  # type: ignore[no-untyped-def]
     """``into[i], into[LANES + i] = source[offset[i]], source[offset[i] + step]`` for a vector."""
     if step == 1:
-        _fetch_pairs(source, offset, step, into)
+        fetch_pairs(source, offset, step, into)
     else:
-        _fetch_singles(source, offset, step, into)
+        fetch_singles(source, offset, step, into)
 
 
 @njit(cache=True)
@@ -389,38 +162,58 @@ def displace(bend, ndim, pixel, x, count, s):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _limits(source, axis):  # type: ignore[no-untyped-def]
-    """Lowest and highest coordinate that an axis keeps."""
-    low, high = source.origin[axis], source.origin[axis] + source.size[axis] - 1.0
-    # just below the last centre the neighbourhood is whole, and the fraction is 1 in float32
-    return (low, np.nextafter(high, -np.inf)) if source.edge else (low - BEYOND, high + BEYOND)
-
-
-@njit(cache=True)
 def aim(target, source, taps, first, s):  # type: ignore[no-untyped-def]
-    """What :func:`find_cells` needs of the row (z, y) of the fixed grid; to the nearest pixel all is moved on by one half."""
-    n, m = target.ndim, target.matrix
-    stride = source.channels
+    """What :func:`place` and :func:`find_cells` need of the row (z, y) of the fixed grid."""
+    n, m, stride = target.ndim, target.matrix, source.channels
     for axis in range(2, 2 - n, -1):
-        row, double, turn = ahead(m, (axis - 3 + n) * (n + 1)), ahead(s.double, 7 * axis), ahead(s.real, TURN + 3 * axis)
+        row, double, turn = ahead(m, (axis - 3 + n) * (n + 1)), ahead(s.double, 4 * axis), ahead(s.real, TURN + 3 * axis)
+        # the pixel that holds a point is the one to whose centre it is nearest: half a pixel further on, the cell
         z, half, before = row[0] if n == 3 else 0.0, 0.5 if taps[axis] == 1 else 0.0, taps[axis] // 4
-        low, high = _limits(source, axis)
         turn[0], turn[1], turn[2] = np.float32(z), np.float32(row[n - 2]), np.float32(row[n - 1])
         # counted from the grid's first column, not the tile's, so that every tile rounds alike
         double[BEGIN], double[STEP] = (row[n] + z * first[0] + row[n - 2] * first[1]) + half, row[n - 1]
-        double[LOW], double[HIGH], double[ORIGIN] = low + half, high + half, source.origin[axis] + before
-        double[LAST], double[STRIDE] = source.size[axis] - taps[axis], stride
+        double[ORIGIN], double[STRIDE] = source.origin[axis] + before, stride
         s.integer[LIMIT + axis] = max(source.size[axis] - taps[axis] + 1, 0)
+        s.integer[LEAST + axis], s.integer[GREATEST + axis] = -before, source.size[axis] - min(taps[axis], 2) - before
         stride *= source.size[axis]
 
 
 @njit(cache=True)
-def find_cells(ndim, column, count, s):  # type: ignore[no-untyped-def]
-    """``q = A p + A u`` of a run, ``A p`` in float64, ``A u`` summed in float32: the first tap and the fraction per axis, the
-    offset in the flat array, and which vectors are wholly inside. What is not a number lies at the lower limit.
+def place(ndim, column, count, s):  # type: ignore[no-untyped-def]
+    """``A p`` of a run in float64, as the whole number below, counted from the array's first tap, and the fraction."""
+    for axis in range(3 - ndim, 3):
+        begin, step, origin = s.double[4 * axis + BEGIN], s.double[4 * axis + STEP], s.double[4 * axis + ORIGIN]
+        cell, part = ahead(s.cell, axis * RUN), ahead(s.part, axis * RUN)
+        if np.floor(step) == step and abs(begin) + abs(step) * (column + RUN) < FAR:
+            _place_in_whole_steps(begin, step, origin, column, cell, part)
+            continue
+        for at in range(0, count, LANES):
+            place_lanes(begin, step, origin, column + at, ahead(cell, at), ahead(part, at))
+
+
+@njit(cache=True)
+def _place_in_whole_steps(begin, step, origin, column, cell, part):  # type: ignore[no-untyped-def]
+    """An axis along which the fraction stays, as it does without turning and scaling."""
+    whole = np.floor(begin)
+    first, each, rest = np.int32(whole + step * column - origin), np.int32(step), np.float32(begin - whole)
+    for i in range(RUN):
+        cell[i], part[i] = first + each * np.int32(i), rest
+
+
+@njit(cache=True)
+def find_cells(ndim, edge, count, following, s):  # type: ignore[no-untyped-def]
+    """``q = A p + A u`` of a run, float32 from the cell of ``A p`` on: the first tap and the fraction per axis, the offset in the
+    flat array, and which vectors are wholly inside. What is not a number lies before the first pixel.
+
+    Meanwhile the displacements of the run that follows are asked for.
     """
     for at in range(0, count, LANES):
-        s.integer[WHOLE + at] = _find_3d(s, at, column + at) if ndim == 3 else _find_2d(s, at, column + at)
+        for k in range(ndim):
+            prefetch(ahead(following, at * ndim + k * LANES))
+        if edge:
+            s.integer[WHOLE + at] = keep_3d(s, at) if ndim == 3 else keep_2d(s, at)
+        else:
+            s.integer[WHOLE + at] = find_3d(s, at) if ndim == 3 else find_2d(s, at)
 
 
 @njit(cache=True)
@@ -437,6 +230,12 @@ def at_vector(s, at):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
+def into(s, total):  # type: ignore[no-untyped-def]
+    """The buffers with another place for the sums."""
+    return Scratch(s.moved, s.part, s.cell, s.offset, total, s.real, s.integer, s.double, s.line)
+
+
+@njit(cache=True)
 def steps_of(source):  # type: ignore[no-untyped-def]
     """How far apart neighbours are in the flat array, per axis."""
     line = source.size[2] * source.channels
@@ -444,77 +243,80 @@ def steps_of(source):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def sum_whole(source, ndim, channel, count, s):  # type: ignore[no-untyped-def]
-    """The linear value of a channel over the vectors of a run that are wholly inside, into ``s.total``."""
-    # one call for the run: the named arguments are some 30 numbers, which to hand on takes as long as a vector
-    values, steps = ahead(source.values, channel), steps_of(source)
-    for at in range(0, count, LANES):
-        if s.integer[WHOLE + at] == 0:
-            continue
-        if steps[2] == 1 and ndim == 3:
-            _sum_pairs_3d(values, s, at, steps)
-        elif steps[2] == 1:
-            _sum_pairs_2d(values, s, at, steps)
-        elif ndim == 3:
-            _sum_singles_3d(values, s, at, steps)
-        else:
-            _sum_singles_2d(values, s, at, steps)
-
-
-@njit(cache=True)
-def sum_whole_with_slopes(source, ndim, channel, count, s):  # type: ignore[no-untyped-def]
-    """The same, and its derivatives by z, y and x in the rows after the first."""
-    values, steps = ahead(source.values, channel), steps_of(source)
-    for at in range(0, count, LANES):
-        if s.integer[WHOLE + at] == 0:
-            continue
-        if steps[2] == 1 and ndim == 3:
-            _slope_pairs_3d(values, s, at, steps)
-        elif steps[2] == 1:
-            _slope_pairs_2d(values, s, at, steps)
-        elif ndim == 3:
-            _slope_singles_3d(values, s, at, steps)
-        else:
-            _slope_singles_2d(values, s, at, steps)
-
-
-@njit(cache=True)
 def can_be_held(source, taps):  # type: ignore[no-untyped-def]
-    """Whether :func:`sum_partly` serves: linear, one channel, 0 outside, and at least two pixels per axis to read."""
+    """Whether what is not whole can be summed in registers: linear, one channel, 0 outside, and two pixels per axis to read."""
     depth, height, width = source.size
     return taps[2] == 2 and source.channels == 1 and not source.edge and depth >= taps[0] and height >= 2 and width >= 2
 
 
+# one call for a run, not for a vector: the named arguments are some 30 numbers, which to hand on takes as long as a vector
 @njit(cache=True)
-def sum_partly(source, ndim, with_slopes, count, s):  # type: ignore[no-untyped-def]
-    """As :func:`sum_whole`, over the vectors of a run that are not wholly inside; what lies outside is 0."""
-    steps = steps_of(source)
+def sum_linear(source, ndim, channel, held, count, s):  # type: ignore[no-untyped-def]
+    """The value of a channel over the vectors of a run that are wholly inside and, if they are ``held``, the others too."""
+    values, steps = ahead(source.values, channel), steps_of(source)
     for at in range(0, count, LANES):
         if s.integer[WHOLE + at] != 0:
-            continue
-        if with_slopes and ndim == 3:
-            _slope_partly_3d(source.values, s, at, steps)
-        elif with_slopes:
-            _slope_partly_2d(source.values, s, at, steps)
-        elif ndim == 3:
-            _sum_partly_3d(source.values, s, at, steps)
-        else:
-            _sum_partly_2d(source.values, s, at, steps)
+            if steps[2] == 1 and ndim == 3:
+                sum_pairs_3d(values, s, at, steps)
+            elif steps[2] == 1:
+                sum_pairs_2d(values, s, at, steps)
+            elif ndim == 3:
+                sum_singles_3d(values, s, at, steps)
+            else:
+                sum_singles_2d(values, s, at, steps)
+        elif held and ndim == 3:
+            sum_partly_3d(values, s, at, steps)
+        elif held:
+            sum_partly_2d(values, s, at, steps)
 
 
 @njit(cache=True)
+def sum_linear_with_slopes(source, ndim, channel, held, count, s):  # type: ignore[no-untyped-def]
+    """The same, and its derivatives by z, y and x in the rows after the first."""
+    values, steps = ahead(source.values, channel), steps_of(source)
+    for at in range(0, count, LANES):
+        if s.integer[WHOLE + at] != 0:
+            if steps[2] == 1 and ndim == 3:
+                slope_pairs_3d(values, s, at, steps)
+            elif steps[2] == 1:
+                slope_pairs_2d(values, s, at, steps)
+            elif ndim == 3:
+                slope_singles_3d(values, s, at, steps)
+            else:
+                slope_singles_2d(values, s, at, steps)
+        elif held and ndim == 3:
+            slope_partly_3d(values, s, at, steps)
+        elif held:
+            slope_partly_2d(values, s, at, steps)
+
+
+@njit(cache=True)
+def interleave(rows, number, count, into):  # type: ignore[no-untyped-def]
+    """``into[number * i + k] = rows[k * RUN + i]`` for one to three rows."""
+    if number == 3:
+        for i in range(count):
+            into[3 * i], into[3 * i + 1], into[3 * i + 2] = rows[i], rows[RUN + i], rows[2 * RUN + i]
+    elif number == 2:
+        for i in range(count):
+            into[2 * i], into[2 * i + 1] = rows[i], rows[RUN + i]
+    else:
+        for i in range(count):
+            into[i] = rows[i]
+
+
+@njit(cache=True, forceinline=True)
 def _linear_weights(part, weight):  # type: ignore[no-untyped-def]
     for i in range(LANES):
         weight[i], weight[LANES + i] = np.float32(1) - part[i], part[i]
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _linear_slopes(slope):  # type: ignore[no-untyped-def]
     for i in range(LANES):
         slope[i], slope[LANES + i] = np.float32(-1), np.float32(1)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _cubic_weights(part, weight):  # type: ignore[no-untyped-def]
     half, one, two = np.float32(0.5), np.float32(1), np.float32(2)
     three, four, five = np.float32(3), np.float32(4), np.float32(5)
@@ -526,7 +328,7 @@ def _cubic_weights(part, weight):  # type: ignore[no-untyped-def]
         weight[3 * LANES + i] = half * f * f * (f - one)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _cubic_slopes(part, slope):  # type: ignore[no-untyped-def]
     half, one, two = np.float32(0.5), np.float32(1), np.float32(2)
     three, four, eight, nine, ten = np.float32(3), np.float32(4), np.float32(8), np.float32(9), np.float32(10)
@@ -538,7 +340,7 @@ def _cubic_slopes(part, slope):  # type: ignore[no-untyped-def]
         slope[3 * LANES + i] = half * f * (three * f - two)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def weigh(taps, slopes, s):  # type: ignore[no-untyped-def]
     """Weights of the neighbourhood per axis, and if asked for their derivatives by the coordinate, per axis and tap.
 
@@ -587,7 +389,7 @@ def _mend(source, taps, at, broken, s):  # type: ignore[no-untyped-def]
             line[k * LANES + i] = np.float32(source.values[where]) if held else np.float32(0)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def fetch_line(source, taps, at, broken, s):  # type: ignore[no-untyped-def]
     """Tap k along x of the neighbourhood's line ``at`` = (plane, row, channel) into row k of ``LINE``."""
     depth, height, width = source.size
@@ -599,7 +401,7 @@ def fetch_line(source, taps, at, broken, s):  # type: ignore[no-untyped-def]
         _mend(source, taps, at, broken, s)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _along(weight, line, taps, i):  # type: ignore[no-untyped-def]
     """``sum_k w_k line_k`` along x, with the weights or the slopes."""
     total = weight[i] * line[i] + weight[LANES + i] * line[LANES + i]
@@ -608,7 +410,7 @@ def _along(weight, line, taps, i):  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def add_line(taps, at, real, total):  # type: ignore[no-untyped-def]
     """``sum += w_z w_y sum_x w_x line``, for the line ``at`` = (plane, row)."""
     wz, wy = ahead(real, WEIGHT + at[0] * LANES), ahead(real, WEIGHT + (TAPS + at[1]) * LANES)
@@ -621,7 +423,7 @@ def add_line(taps, at, real, total):  # type: ignore[no-untyped-def]
             total[i] += wz[i] * wy[i] * _along(wx, line, 4, i)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _add_slopes(taps, at, real, total):  # type: ignore[no-untyped-def]
     z, y, x = at[0] * LANES, (TAPS + at[1]) * LANES, 2 * TAPS * LANES
     wz, wy, wx = ahead(real, WEIGHT + z), ahead(real, WEIGHT + y), ahead(real, WEIGHT + x)
@@ -635,7 +437,7 @@ def _add_slopes(taps, at, real, total):  # type: ignore[no-untyped-def]
         total[3 * RUN + i] += wz[i] * wy[i] * along
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def add_line_with_slopes(taps, at, real, total):  # type: ignore[no-untyped-def]
     """As :func:`add_line`, and the derivatives by z, y and x in the rows after the first."""
     if taps[2] == 2:

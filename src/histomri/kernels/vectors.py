@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba.core import cgutils  # type: ignore[import-untyped]
+from numba.core import cgutils
 
 LANES = 16
 REAL, DOUBLE, INTEGER, LONG = ir.FloatType(), ir.DoubleType(), ir.IntType(32), ir.IntType(64)
@@ -52,6 +52,10 @@ class Vector:
     def __mul__(self, other: Vector) -> Vector:
         return Vector(self.builder, self.builder.fmul(self.value, other.value))
 
+    def plus(self, other: Vector) -> Vector:
+        """The sum of integers."""
+        return Vector(self.builder, self.builder.add(self.value, other.value))
+
     def less(self, other: Vector) -> Vector:
         """The difference of integers."""
         return Vector(self.builder, self.builder.sub(self.value, other.value))
@@ -59,7 +63,8 @@ class Vector:
     def _call(self, name: str, *others: Vector) -> Vector:
         kind = self.value.type
         full = f"{name}.v{LANES}{'f32' if kind.element == REAL else 'f64'}"
-        function = cgutils.get_or_insert_function(self.builder.module, ir.FunctionType(kind, [kind] * (1 + len(others))), full)
+        signature = ir.FunctionType(kind, [kind] * (1 + len(others)))
+        function = cgutils.get_or_insert_function(self.builder.module, signature, full)  # type: ignore[no-untyped-call]
         return Vector(self.builder, self.builder.call(function, [self.value, *(v.value for v in others)]))
 
     def times_plus(self, factor: Vector, summand: Vector) -> Vector:
@@ -87,6 +92,10 @@ class Vector:
         """Per lane, for :meth:`choose`."""
         return Vector(self.builder, self._compared("==", other))
 
+    def exceeds(self, other: Vector) -> Vector:
+        """Per lane, for :meth:`choose`."""
+        return Vector(self.builder, self._compared(">", other))
+
     def either(self, other: Vector) -> Vector:
         """Of two comparisons."""
         return Vector(self.builder, self.builder.or_(self.value, other.value))
@@ -100,8 +109,9 @@ class Vector:
         return Vector(self.builder, self.builder.select(self.value, yes.value, no.value))
 
     def as_double(self) -> Vector:
-        """float32 to float64."""
-        return Vector(self.builder, self.builder.fpext(self.value, ir.VectorType(DOUBLE, LANES)))
+        """float32, or a signed integer, to float64."""
+        convert = self.builder.fpext if self.value.type.element == REAL else self.builder.sitofp
+        return Vector(self.builder, convert(self.value, ir.VectorType(DOUBLE, LANES)))
 
     def as_real(self) -> Vector:
         """float64, or an unsigned integer, to float32."""
@@ -111,7 +121,7 @@ class Vector:
         return Vector(self.builder, convert(self.value, ir.VectorType(REAL, LANES)))
 
     def as_integer(self, kind: Any) -> Vector:
-        """float64 to a signed integer."""
+        """A whole number, float32 or float64, to a signed integer."""
         return Vector(self.builder, self.builder.fptosi(self.value, ir.VectorType(kind, LANES)))
 
     def all_below(self, limit: Vector) -> Any:
