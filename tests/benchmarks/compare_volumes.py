@@ -37,7 +37,8 @@ def write_case(contrast: str, brain: str, seed: int, folder: Path) -> None:
         mni, colin, regions = (read_nifti(here / f"{name}.nii.gz") for name in ("mni", "ch2", "mnia"))
         volumes.two_brains(mni, colin, regions, volumes.Warp(seed=seed), folder)
     else:
-        volumes.write_case(folder, volumes.known_case(read_nifti(here / f"{brain}.nii.gz"), contrast, volumes.Warp(seed=seed)))
+        volume = read_nifti(here / f"{brain}.nii.gz")
+        volumes.write_case(folder, volumes.known_case(volume, contrast, volumes.Warp(seed=seed)))
 
 
 def points(path: Path) -> Float:
@@ -57,7 +58,8 @@ def measure(method: str, case: Path, threads: int) -> dict[str, Any]:
         return {"case": case.name, "method": method, **overlap(case, None if method == "none" else true_field(case))}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        job = Inputs("volumes", case / "fixed.nii.gz", case / "moving.nii.gz")
+        task = "volumes" if case.name in ("plain", "noisy", BRAINS) else "contrasts"
+        job = Inputs(task, case / "fixed.nii.gz", case / "moving.nii.gz")
         run = harness.run_peer(method, [job], [folder], threads)
         row: dict[str, Any] = {"case": case.name, "method": method}
         if run.status:

@@ -2,7 +2,7 @@
 
 ``JOB.json``::
 
-    {"task": "pairs" | "planes" | "volumes", "fixed": path, "moving": path, "fixed_mask": path or null,
+    {"task": "pairs" | "planes" | "volumes" | "contrasts", "fixed": path, "moving": path, "fixed_mask": path or null,
      "moving_mask": path or null, "threads": n, "output": folder}
 
 Images are files that ITK reads. ``output`` gets ``field.mha``, the displacement (x, y[, z]) in mm from each point of the fixed
