@@ -4,9 +4,9 @@ The cases are those of ``volumes.py``: a brain against itself under a known smoo
 TRE is the distance, over points of the fixed brain's mask, from where a program takes them to where they truly lie; folding the
 share of the mask's voxels where the map's Jacobian determinant is not positive. No program is given the masks.
 
-The case ``brains`` is the MNI brain, seen through a known deformation, and Colin27: ``regions`` is the mean Dice of the AAL regions'
-own grey matter, ``grey`` and ``white`` that of the tissues. Its methods ``none`` and ``truth`` are the images as they lie, and the
-known deformation undone, which leaves the brains in the templates' common space.
+The case ``brains`` is the MNI brain, seen through a known deformation, and Colin27: ``regions`` is the mean Dice of the AAL
+regions' own grey matter, ``grey`` and ``white`` that of the tissues. Its methods ``none`` and ``truth`` are the images as they
+lie, and the known deformation undone, which leaves the brains in the templates' common space.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def write_case(contrast: str, brain: str, seed: int, folder: Path) -> None:
         mni, colin, regions = (read_nifti(here / f"{name}.nii.gz") for name in ("mni", "ch2", "mnia"))
         volumes.two_brains(mni, colin, regions, volumes.Warp(seed=seed), folder)
     else:
-        volumes.write_case(folder, volumes.known_case(read_nifti(here / f"{brain}.nii.gz"), contrast, volumes.Warp(seed=seed)))
+        volume = read_nifti(here / f"{brain}.nii.gz")
+        volumes.write_case(folder, volumes.known_case(volume, contrast, volumes.Warp(seed=seed)))
 
 
 def points(path: Path) -> Float:
@@ -57,7 +58,8 @@ def measure(method: str, case: Path, threads: int) -> dict[str, Any]:
         return {"case": case.name, "method": method, **overlap(case, None if method == "none" else true_field(case))}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        job = Inputs("volumes", case / "fixed.nii.gz", case / "moving.nii.gz")
+        task = "volumes" if case.name in ("plain", "noisy", BRAINS) else "contrasts"
+        job = Inputs(task, case / "fixed.nii.gz", case / "moving.nii.gz")
         run = harness.run_peer(method, [job], [folder], threads)
         row: dict[str, Any] = {"case": case.name, "method": method}
         if run.status:
@@ -121,7 +123,7 @@ def shown(row: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--methods", default="ours,greedy,ants", help="which of ours and the peers, with commas")
+    parser.add_argument("--methods", default="ours,greedy,ants", help="ours, peers, for brains none and truth")
     parser.add_argument("--cases", default=",".join(volumes.CONTRASTS), help="contrasts, with commas")
     parser.add_argument("--brain", default="ch2", help="a volume of human_t1")
     parser.add_argument("--seed", type=int, default=0, help="of the known deformation")

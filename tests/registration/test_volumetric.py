@@ -31,6 +31,8 @@ from histomri.registration.volumetric import (
     find_start,
     finest_spacing,
     foreground,
+    loosened,
+    make_level,
     matching,
     register_volumes,
     stiffened,
@@ -161,6 +163,33 @@ def test_the_function_is_taken_in_the_direction_that_loses_nothing() -> None:
     np.testing.assert_allclose(curve.apply(one), two, atol=0.04)
 
 
+@pytest.mark.parametrize("other", ["another anatomy", "noise"])
+def test_finer_detail_is_kept_where_the_anatomy_differs_and_not_where_noise_does(other: str) -> None:
+    points = GRID.points()
+    wiggle = 0.3 * np.sin(4.0 * np.roll(points, 1, axis=-1)) if other == "another anatomy" else 0.0
+    one, two = (Soft.of(_view(p, GRID)) for p in (points + wiggle, points))
+    if other == "noise":
+        spoilt = one.data.copy()
+        spoilt[..., 0] += 0.1 * RANDOM.normal(size=spoilt.shape[:3]) * spoilt[..., 1]
+        one = Soft(one.grid, spoilt)
+    level = make_level(one.data, two.on(one.grid, np.eye(4)), one.grid, None, 4.0)
+    still = np.zeros((*one.grid.downsample(2).shape, 3), np.float32)
+    found = loosened(level, still, Step(2, 4.0, 4.0, 8), DEFAULTS)
+    assert (found is still) == (other == "noise")
+
+
+def test_the_smaller_volume_is_a_part_of_the_larger_either_way(moving: View) -> None:
+    """A half, turned: as the fixed and as the moving volume."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_rotvec(np.radians(60) * np.array([0.6, -0.64, 0.48])).as_matrix()
+    back = np.linalg.inv(matrix)
+    whole = _view(GRID.points() @ back[:3, :3].T, GRID)
+    kept = moving.mask.data & (GRID.points()[..., 0] > 0)
+    half = View(moving.image.with_data(np.where(kept, moving.image.data, 0).astype(np.float32)), moving.mask.with_data(kept))
+    assert apart(find_start(half, whole, Guide()).matrix, matrix) < 0.4
+    assert apart(find_start(whole, half, Guide()).matrix, back) < 0.4
+
+
 def test_tissue_is_found_where_no_mask_says_where_it_is(moving: View) -> None:
     everywhere = moving.mask.with_data(np.ones(GRID.shape, bool))
     np.testing.assert_array_equal(foreground(View(moving.image, everywhere)), moving.mask.data)
@@ -198,6 +227,8 @@ def test_landmarks_alone_give_the_start_and_without_a_search_the_images_stay_as_
     guide = Guide(landmarks=(here, here @ matrix[:3, :3].T + RANDOM.normal(size=(6, 3)) * 0.1))
     assert apart(find_start(moving, turned, guide).matrix, matrix) < 0.15
     assert apart(find_start(moving, turned, Guide(search=False)).matrix, matrix) > 2
+    with pytest.raises(RegistrationError, match="mirror image"):
+        find_start(moving, turned, Guide(landmarks=(here, here * np.array([1, 1, -1]))))
 
 
 def test_the_whole_registration_says_how_it_ended(fixed: View, moving: View) -> None:

@@ -12,7 +12,7 @@ apart. ``docs/decisions/engine.md`` has the measurements behind the numbers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,7 @@ MIN_JACOBIAN = 0.1
 SMALLEST = 1e-3
 LOWEST, HIGHEST = 0.1, 1.5
 BINS = 64
+LOOSE_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class VolumetricSettings:
     update's Gaussian window; ``stiffness``: sigma of the smoothing of the whole field after each update; ``iterations``: at most
     so many; ``local``: sigma of the window of the local normalisation. For all levels, ``ridge``: damping relative to the mean
     structure tensor; ``tolerance``: relative fall of the cost that ends a level; ``most_voxels``: of the mask at the finest
-    level, which is made coarser for more.
+    level, which is made coarser for more. ``loose``: window and stiffness of further steps at the finest level, kept where they
+    lower the cost of voxels that they did not see by a share ``worth`` or more.
     """
 
     factors: tuple[int, ...] = (8, 4, 2, 1)
@@ -60,6 +62,8 @@ class VolumetricSettings:
     ridge: float = 0.01
     tolerance: float = 2e-3
     most_voxels: float = 4e6
+    loose: float = 2.0
+    worth: float = 0.08
 
 
 DEFAULTS = VolumetricSettings()
@@ -201,9 +205,9 @@ def local_channels(values: Array, mask: Array, sigma: float) -> Array:
 
 
 def matching(fixed: Array, warped: Array) -> tuple[Curve | None, Curve | None]:
-    """The curve that brings the fixed or the moving image to the other's contrast (None: as it is), from values (n,) at one place.
+    """The curve that brings the fixed or the moving image to the other's contrast (None: as it is), from values (n,).
 
-    The one that is more nearly a function of the other is predicted from it, by the conditional mean ``E[f | m]`` or ``E[m | f]``;
+    The one that is more nearly a function of the other is predicted from it by its conditional mean, ``E[f|m]`` or ``E[m|f]``:
     which one, the correlation ratio says (Roche et al. 1998).
     """
     if not len(fixed):
@@ -262,6 +266,35 @@ def descend(level: Level, field: Array, step: Step, settings: VolumetricSettings
             return best, "converged", costs
         field = advance(field, _update(terms, step, settings.ridge), step)
     return field, "stopped", costs
+
+
+def loosened(level: Level, field: Array, step: Step, settings: VolumetricSettings) -> Array:
+    """The field after a few steps with a smaller window and stiffness, or as it is where these are not worth it or not smaller.
+
+    The half of the voxels that the trial does not see (blocks of two, as a chessboard) is the judge: noise fitted in one half
+    does not lower the cost of the other, another anatomy does.
+    """
+    if not 0 < settings.loose < step.stiffness:
+        return field
+    loose = replace(step, window=settings.loose, stiffness=settings.loose, iterations=LOOSE_STEPS)
+    seen, unseen = _halves(level)
+    trial, _, _ = descend(seen, field, loose, settings)
+    before, after = (_cost(unseen, f, step.nodes) for f in (field, trial))
+    return field if after > (1 - settings.worth) * before else descend(level, trial, loose, settings)[0]
+
+
+def _halves(level: Level) -> tuple[Level, Level]:
+    """The level with the weight of every other block of two voxels, and of the others."""
+    even = [np.arange(n) // 2 % 2 == 0 for n in level.weight.shape]
+    first = even[0][:, None, None] ^ even[1][:, None] ^ even[2]
+    one, two = (replace(level, weight=np.where(half, level.weight, np.float32(0))) for half in (first, ~first))
+    return one, two
+
+
+def _cost(level: Level, field: Array, nodes: int) -> float:
+    """The mean squared difference under a field."""
+    terms = flow_terms_3d(level.fixed, level.moving, level.weight, np.eye(4), field, nodes)
+    return float(terms[..., COST].sum(dtype=np.float64)) / max(float(level.weight.sum(dtype=np.float64)), 1e-9)
 
 
 def _update(terms: Array, step: Step, ridge: float) -> Array:
@@ -352,6 +385,8 @@ def deform(
             start = np.asarray(field.on(nodes) * np.float32(step.nodes), np.float32)
         found, status, costs = descend(level, start, step, settings)
         trace += costs
+        if k == len(settings.factors) - 1:
+            found = loosened(level, found, step, settings)
         field = Nodes(nodes, (found * grid.spacing_mm.astype(np.float32)).astype(np.float32))
         progress((k + 1) / len(settings.factors), f"deformation at {finest * factor:.3g} mm")
     assert field is not None
@@ -364,6 +399,9 @@ ROTATIONS = 600
 KEPT = 6
 REFINED = 3
 COARSE_SHARE = 1 / 36
+# up to this ratio of lengths, the smaller tissue may be a part of the larger: an eighth of it
+PART = 2.0
+SAME_SIZE = 0.1
 LANDMARKS_FOR_AFFINE = 4
 UNRELATED = -0.015
 
@@ -411,20 +449,38 @@ def dissimilarity(fixed: View, moving: View, transform: Affine | Chain) -> float
 def find_start(fixed: View, moving: View, guide: Guide, progress: Progress = silent) -> Affine:
     """The affine (fixed mm to moving mm) to start from, whatever the orientation: masks and edges first, then structure.
 
-    The moving volume is first scaled to the fixed one's size of tissue. Rotations from an even cover of SO(3), each with its best
+    The moving volume is first scaled to the fixed one's size of tissue, and also not, where one may be a part of the other; the
+    smaller tissue is placed on the larger. Rotations from an even cover of SO(3), each with its best
     shift, and the images as they lie are refined coarsely; the best different ones to an affine; the best of these at two finer
     spacings. Without ``guide.search`` only the images as they lie, with enough landmarks only these are refined.
     """
     fixed, moving = _masked(fixed), _masked(moving)
+    if guide.search and tissue_size(moving.mask) < (1 - SAME_SIZE) * tissue_size(fixed.mask):
+        # what of the larger tissue is not in the smaller one may not count against a match: the smaller is the fixed one
+        swapped = None if guide.landmarks is None else (guide.landmarks[1], guide.landmarks[0])
+        return find_start(moving, fixed, replace(guide, landmarks=swapped), progress).inverse()
+    found = [_start_at(fixed, moving, ratio, guide, progress) for ratio in _size_ratios(fixed, moving, guide)]
+    progress(1.0, "start")
+    return Affine(max(found, key=lambda f: f[0].quality)[1])
+
+
+def _size_ratios(fixed: View, moving: View, guide: Guide) -> list[float]:
+    """By how much the moving tissue may be larger: as the masks say, and not at all where one may be a part of the other."""
     ratio = tissue_size(moving.mask) / tissue_size(fixed.mask) if guide.search else 1.0
-    ratio = ratio if abs(ratio - 1) > 0.1 else 1.0
+    if abs(ratio - 1) <= SAME_SIZE:
+        return [1.0]
+    return [ratio, 1.0] if 1 / PART < ratio < PART else [ratio]
+
+
+def _start_at(fixed: View, moving: View, ratio: float, guide: Guide, progress: Progress) -> tuple[PoseCandidate, Float]:
+    """The best start with the moving volume shrunk by ``ratio``, and its matrix without that."""
     back = np.diag([ratio, ratio, ratio, 1.0])
     one, two = _cropped(fixed), _cropped(_enlarged(moving, 1 / ratio))
     coarse = COARSE_SHARE * float(max(one.mask.grid.extent_mm))
     best = _best_start(one, two, _starts(one, two, guide, np.linalg.inv(back), coarse), coarse, progress)
     finer = refine_pose(one, two, best.block_to_mri, (coarse / 2,), ("affine",))
-    progress(1.0, "start")
-    return Affine(back @ (best if finer is None or finer.quality < best.quality - 0.2 else finer).block_to_mri)
+    best = best if finer is None or finer.quality < best.quality - 0.2 else finer
+    return best, back @ best.block_to_mri
 
 
 def _cropped(view: View) -> Scaled:
@@ -445,6 +501,8 @@ def _starts(one: Scaled, two: Scaled, guide: Guide, shrink: Float, coarse: float
         points = np.concatenate([guide.landmarks[0], np.ones((len(guide.landmarks[0]), 1))], axis=1)
         matrix = np.eye(4)
         matrix[:3] = np.linalg.lstsq(points, guide.landmarks[1], rcond=None)[0].T
+        if np.linalg.det(matrix) <= 0:
+            raise RegistrationError("The landmarks make the moving volume a mirror image: check their order and their signs.")
         return [shrink @ matrix]
     centred = np.eye(4)
     centred[:3, 3] = _middle(two.mask) - _middle(one.mask)

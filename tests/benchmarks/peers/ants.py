@@ -14,6 +14,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "pairs": {"type_of_transform": "SyNRA", "reg_iterations": (100, 70, 50, 20)},
     "planes": {"type_of_transform": "SyN"},
     "volumes": {"type_of_transform": "SyN"},
+    "contrasts": {"type_of_transform": "SyN"},
 }
 
 

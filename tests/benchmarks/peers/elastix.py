@@ -20,6 +20,7 @@ RECIPES: dict[str, list[tuple[str, dict[str, list[str]]]]] = {
     ],
     "planes": [("affine", {}), ("bspline", {})],
     "volumes": [("affine", {}), ("bspline", {"FinalGridSpacingInPhysicalUnits": ["10"]})],
+    "contrasts": [("affine", {}), ("bspline", {"FinalGridSpacingInPhysicalUnits": ["10"]})],
 }
 
 

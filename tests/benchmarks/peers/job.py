@@ -2,12 +2,12 @@
 
 ``JOB.json``::
 
-    {"task": "pairs" | "planes" | "volumes", "fixed": path, "moving": path, "fixed_mask": path or null,
+    {"task": "pairs" | "planes" | "volumes" | "contrasts", "fixed": path, "moving": path, "fixed_mask": path or null,
      "moving_mask": path or null, "threads": n, "output": folder}
 
 Images are files that ITK reads. ``output`` gets ``field.mha``, the displacement (x, y[, z]) in mm from each point of the fixed
-grid to the moving image, in ITK's physical space, and ``result.json`` with the seconds and CPU seconds of each part, or ``failed`` with the
-reason. All that is compared is computed from the field, in the same way for all peers.
+grid to the moving image, in ITK's physical space, and ``result.json`` with the seconds and CPU seconds of each part, or
+``failed`` with the reason. All that is compared is computed from the field, in the same way for all peers.
 """
 
 from __future__ import annotations
