@@ -27,8 +27,8 @@ class Plan:
     loses half of its say.
     """
 
-    bending: Bending = field(default_factory=lambda: Bending(alpha=0.5, window=2.0))
-    stiffer: float = 2.0
+    bending: Bending = field(default_factory=Bending)
+    stiffer: float = 1.0
     stride: int = 4
     outline: float = 0.0
     robust: float = 1.0
@@ -39,7 +39,7 @@ class Plan:
 
 
 # chosen on the digital block and on every tenth section of BigBrain: docs/decisions/registration.md
-TO_PHOTOGRAPH = Plan(Bending(alpha=0.5, window=4.0), stiffer=1.0)
+TO_PHOTOGRAPH = Plan(Bending(alpha=0.5, window=4.0))
 TO_VOLUME = Plan(Bending(alpha=0.1, window=2.0), stiffer=3.0, stride=2, outline=1.5)
 
 
