@@ -43,6 +43,10 @@ class Guide:
     search: bool = True
     landmarks: tuple[Float, Float] | None = None
 
+    def turned_round(self) -> Guide:
+        """The same for the moving image as the fixed one."""
+        return Guide(self.search, None if self.landmarks is None else self.landmarks[::-1])
+
 
 @dataclass(frozen=True, eq=False)
 class Alignment:

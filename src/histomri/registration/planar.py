@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -9,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histomri.core import Grid, Image, RegistrationError
+from histomri.kernels.flow_nodes import least_jacobian
 from histomri.registration.alignment import Alignment, Guide, Progress, View, part, silent
-from histomri.registration.bending import COARSEST_PX, Goal, Plan, bend_onto, level_grids
+from histomri.registration.bending import COARSEST_PX, Bent, Goal, Plan, bend_onto, level_grids
 from histomri.registration.channels import make_channels
-from histomri.registration.node_flow import Level, Pyramid, fit_matrix, make_level, make_pins
+from histomri.registration.node_flow import MIN_JACOBIAN, Level, Pyramid, fit_matrix, make_level, make_pins
 from histomri.registration.samples import Channels
 from histomri.registration.search import similarity_search
-from histomri.transforms import Affine, Chain
+from histomri.transforms import Affine, Chain, DisplacementField
 
 Float = NDArray[np.float64]
 Array = NDArray[np.float32]
@@ -47,7 +49,7 @@ DEFAULTS = PlanarSettings()
 def register_planar(
     fixed: View, moving: View, guide: Guide, progress: Progress = silent, settings: PlanarSettings = DEFAULTS
 ) -> Alignment:
-    """The moving section on the fixed one: search, affine, then a deformation that does not fold, coarse to fine.
+    """The moving section on the fixed one: search, affine, then a deformation that does not fold, sought both ways round.
 
     Landmarks take the place of the search and draw the deformation. Trust is for the caller to judge: this gives its best answer.
 
@@ -61,11 +63,36 @@ def register_planar(
         level = make_level(*planes, matrix, grid, settings.plan.stride, settings.plan.robust)
         step, _ = fit_matrix(level, "affine", 15, settings.plan.bending.tone)
         matrix = matrix @ grid.index_to_world @ step @ grid.world_to_index
-    goals, pins = [Goal(planes[0])], partial(_pins, guide=guide, matrix=matrix)
-    bent = bend_onto(goals, planes[1], matrix, grids, settings.plan, pins, part(progress, 0.3, 1.0))
+    bent = _bent(planes, matrix, grids, guide, settings.plan, part(progress, 0.3, 0.65))
+    scale = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
+    onto_moving = level_grids(moving.image.grid, scale * float(grids[-1].spacing_mm[0]), COARSEST_PX, settings.plan.stride)
+    back = planes[::-1], np.asarray(np.linalg.inv(matrix), np.float64), onto_moving, guide.turned_round()
+    field = half_way(bent.field, _bent(*back, settings.plan, part(progress, 0.65, 1.0)).field, matrix)
     reason = "the cost no longer falls" if bent.status == "converged" else "the iterations ran out while the cost still fell"
-    transform = Chain((bent.field, Affine(matrix)))
+    transform = Chain((field, Affine(matrix)))
     return Alignment(transform, bent.status, reason, "mind", bent.costs[0], bent.costs[-1], bent.costs)
+
+
+def _bent(
+    planes: tuple[Pyramid, Pyramid], matrix: Float, grids: Sequence[Grid], guide: Guide, plan: Plan, progress: Progress
+) -> Bent:
+    """The second plane bent onto the first."""
+    return bend_onto([Goal(planes[0])], planes[1], matrix, grids, plan, partial(_pins, guide=guide, matrix=matrix), progress)
+
+
+def half_way(forward: DisplacementField, backward: DisplacementField, matrix: Float) -> DisplacementField:
+    """The mean of a displacement u and of what one sought the other way round, v, says of it: ``(u(p) + A^-1 q - p) / 2``.
+
+    q is where ``q + v(q) = A p``. What chance decided differently in the two is halved, as is each one's bias to its own fixed
+    image (Christensen and Johnson 2001). u itself where the mean would fold.
+    """
+    points = forward.grid.points()
+    affine = Affine(matrix)
+    other = affine.inverse().map(backward.inverse().map(affine.map(points.reshape(-1, 2)))).reshape(points.shape) - points
+    other = np.where(np.isfinite(other).all(axis=-1, keepdims=True), other, forward.values)
+    mean = DisplacementField(forward.grid, (forward.values + other) / 2)
+    nodes = np.ascontiguousarray(mean.values @ forward.grid.world_to_index[:2, :2].T, np.float32)
+    return mean if least_jacobian(nodes, 1) > MIN_JACOBIAN else forward
 
 
 def find_start(fixed: View, moving: View, guide: Guide, settings: PlanarSettings = DEFAULTS) -> Affine:
