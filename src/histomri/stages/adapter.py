@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
@@ -81,4 +82,7 @@ def _send_output_to(log: Path) -> int:
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)
+    # a file is written block by block otherwise: nothing to follow, and what was said comes after the traceback
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     return terminal
