@@ -404,6 +404,8 @@ PART = 2.0
 SAME_SIZE = 0.1
 LANDMARKS_FOR_AFFINE = 4
 UNRELATED = -0.015
+# two brains, either way round: -0.02 to 0.03; one brain and its own mirror image: 0.4 (docs/decisions/engine.md)
+MIRROR_LEAD = 0.15
 
 
 def register_volumes(
@@ -446,6 +448,26 @@ def dissimilarity(fixed: View, moving: View, transform: Affine | Chain) -> float
     return nmi(np.asarray(fixed.image.data, np.float32)[tuple(nodes[hit].T)], values[hit])
 
 
+def mirror_lead(fixed: View, moving: View, matrix: Float) -> float:
+    """By how much the quality of a mirrored pose is above that of ``matrix`` (fixed mm to moving mm), both refined alike.
+
+    The mirrors are the three principal planes of the fixed tissue. Near 0 where a specimen is its own mirror image.
+    """
+    one, two = _cropped(fixed), _cropped(moving)
+    coarse = COARSE_SHARE * float(max(one.mask.grid.extent_mm))
+    points = one.mask.grid.to_world(np.argwhere(one.mask.data))
+    middle = points.mean(axis=0)
+    turned = [np.eye(4)]
+    for axis in np.linalg.eigh(np.cov((points - middle).T))[1].T:
+        mirror = np.eye(4)
+        mirror[:3, :3] -= 2 * np.outer(axis, axis)
+        mirror[:3, 3] = middle - mirror[:3, :3] @ middle
+        turned.append(mirror)
+    found = [refine_pose(one, two, matrix @ m, (coarse,), ("affine",)) for m in turned]
+    proper, *others = (-np.inf if f is None else f.quality for f in found)
+    return max(others) - proper if np.isfinite(proper) else 0.0
+
+
 def find_start(fixed: View, moving: View, guide: Guide, progress: Progress = silent) -> Affine:
     """The affine (fixed mm to moving mm) to start from, whatever the orientation: masks and edges first, then structure.
 
@@ -457,8 +479,7 @@ def find_start(fixed: View, moving: View, guide: Guide, progress: Progress = sil
     fixed, moving = _masked(fixed), _masked(moving)
     if guide.search and tissue_size(moving.mask) < (1 - SAME_SIZE) * tissue_size(fixed.mask):
         # what of the larger tissue is not in the smaller one may not count against a match: the smaller is the fixed one
-        swapped = None if guide.landmarks is None else (guide.landmarks[1], guide.landmarks[0])
-        return find_start(moving, fixed, replace(guide, landmarks=swapped), progress).inverse()
+        return find_start(moving, fixed, guide.turned_round(), progress).inverse()
     found = [_start_at(fixed, moving, ratio, guide, progress) for ratio in _size_ratios(fixed, moving, guide)]
     progress(1.0, "start")
     return Affine(max(found, key=lambda f: f[0].quality)[1])
