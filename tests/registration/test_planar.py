@@ -16,7 +16,7 @@ from synthetic import Tissue, centred, moved, rigid
 from histomri.core import Grid, Image, RegistrationError
 from histomri.registration.alignment import Guide, View
 from histomri.registration.bending import level_grids
-from histomri.registration.planar import PlanarSettings, find_start, half_way, register_planar
+from histomri.registration.planar import PlanarSettings, as_stiff_at, find_start, half_way, register_planar
 from histomri.transforms import Affine, Chain, DisplacementField
 
 TISSUE = Tissue(2)
@@ -191,3 +191,11 @@ def test_a_mean_that_would_fold_is_not_taken() -> None:
     backward[10:, :, 1] = 30.0
     found = half_way(DisplacementField(grid, forward), DisplacementField(grid, backward), np.eye(3))
     assert found.jacobian_determinant().min() > 0
+
+
+def test_stiffness_is_a_share_of_the_image() -> None:
+    """Half the pixels, a quarter of the weight: nodes are twice as far apart in the image, and bend over half as many."""
+    plan = PlanarSettings().plan
+    assert as_stiff_at(plan, 1.0) == plan
+    assert as_stiff_at(plan, 0.5).bending.alpha == pytest.approx(plan.bending.alpha / 4)
+    assert as_stiff_at(plan, 0.01) == as_stiff_at(plan, 0.1), "tiny images are not bent freely"

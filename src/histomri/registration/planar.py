@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -25,13 +25,19 @@ SAME_SHARE = 0.03
 AFFINE_LEVELS = slice(1, 3)
 LANDMARK_PULL = 10.0
 FINER = 0.7
+# of working_px: smaller images are bent as if they had as many pixels
+LEAST_SIZE = 0.4
+
+
+WITH_OUTLINE = Plan(outline=0.5)
 
 
 @dataclass(frozen=True)
 class PlanarSettings:
     """Sizes are pixels along the longer side of the fixed image: ``working_px`` at most at the finest level, at least
     ``COARSEST_PX`` at the coarsest, ``search_px`` in the search over all angles (every ``step_deg``), both faces and ``scales``.
-    ``candidates`` of it are refined, ``rivals`` of those that differ once more. ``plan``: how the deformation is sought.
+    ``candidates`` of it are refined, ``rivals`` of those that differ once more. ``plan``: how the deformation is sought,
+    its stiffness that of an image of ``working_px``.
     """
 
     working_px: int = 1024
@@ -40,7 +46,7 @@ class PlanarSettings:
     scales: tuple[float, ...] = tuple(float(1.12**k) for k in range(-6, 7))
     candidates: int = 8
     rivals: int = 4
-    plan: Plan = field(default_factory=Plan)
+    plan: Plan = WITH_OUTLINE
 
 
 DEFAULTS = PlanarSettings()
@@ -63,14 +69,23 @@ def register_planar(
         level = make_level(*planes, matrix, grid, settings.plan.stride, settings.plan.robust)
         step, _ = fit_matrix(level, "affine", 15, settings.plan.bending.tone)
         matrix = matrix @ grid.index_to_world @ step @ grid.world_to_index
-    bent = _bent(planes, matrix, grids, guide, settings.plan, part(progress, 0.3, 0.65))
+    plan = as_stiff_at(settings.plan, max(grids[-1].shape) / settings.working_px)
+    bent = _bent(planes, matrix, grids, guide, plan, part(progress, 0.3, 0.65))
     scale = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
     onto_moving = level_grids(moving.image.grid, scale * float(grids[-1].spacing_mm[0]), COARSEST_PX, settings.plan.stride)
     back = planes[::-1], np.asarray(np.linalg.inv(matrix), np.float64), onto_moving, guide.turned_round()
-    field = half_way(bent.field, _bent(*back, settings.plan, part(progress, 0.65, 1.0)).field, matrix)
+    field = half_way(bent.field, _bent(*back, plan, part(progress, 0.65, 1.0)).field, matrix)
     reason = "the cost no longer falls" if bent.status == "converged" else "the iterations ran out while the cost still fell"
     transform = Chain((field, Affine(matrix)))
     return Alignment(transform, bent.status, reason, "mind", bent.costs[0], bent.costs[-1], bent.costs)
+
+
+def as_stiff_at(plan: Plan, size: float) -> Plan:
+    """The plan for an image of ``size`` times the pixels, bending over the same share of the image.
+
+    A deformation bends over ``sqrt(alpha)`` nodes, which are that much more of a small image.
+    """
+    return plan.with_stiffness(plan.bending.alpha * max(size, LEAST_SIZE) ** 2)
 
 
 def _bent(
