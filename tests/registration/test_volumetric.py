@@ -22,6 +22,7 @@ from histomri.registration.alignment import Guide, View
 from histomri.registration.volumetric import (
     DEFAULTS,
     MIN_JACOBIAN,
+    MIRROR_LEAD,
     Nodes,
     Soft,
     Step,
@@ -34,6 +35,7 @@ from histomri.registration.volumetric import (
     loosened,
     make_level,
     matching,
+    mirror_lead,
     register_volumes,
     stiffened,
     unfolded,
@@ -257,3 +259,23 @@ def test_more_threads_change_no_bit(fixed: View, moving: View) -> None:
         numba.set_num_threads(threads)
         found.append(deform(Soft.of(fixed), Soft.of(moving), np.eye(4), replace(QUICK, iterations=(3, 3, 3)))[0].values)
     np.testing.assert_array_equal(*found)
+
+
+def _exchanged(view: View) -> View:
+    """Left for right."""
+    return View(*(v.with_data(v.data[..., ::-1].copy()) for v in (view.image, view.mask)))
+
+
+def test_a_mirror_image_is_told_from_the_volume_itself(moving: View) -> None:
+    """Left and right exchanged in a file: the best proper pose still looks like something, the mirrored one far more."""
+    exchanged = _exchanged(moving)
+    assert mirror_lead(moving, moving, np.eye(4)) < 0
+    assert mirror_lead(moving, exchanged, np.eye(4)) > MIRROR_LEAD
+
+
+def test_a_mirrored_volume_is_never_registered_in_silence(moving: View, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(volumetric, "find_start", lambda *_: Affine.identity(3))
+    exchanged = _exchanged(moving)
+    found = register_volumes(moving, exchanged, Guide())
+    assert found.status == "failed"
+    assert "mirror image" in found.reason

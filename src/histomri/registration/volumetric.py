@@ -417,6 +417,10 @@ def register_volumes(
     """
     masked = _masked(fixed), _masked(moving)
     affine = find_start(*masked, guide, part(progress, 0.0, 0.3))
+    if guide.search and guide.landmarks is None and (lead := mirror_lead(*masked, affine.matrix)) > MIRROR_LEAD:
+        reason = f"a mirror image of the moving volume fits better, by {lead:.2f} (limit {MIRROR_LEAD:g}): is its left its right?"
+        before, after = (dissimilarity(*masked, t) for t in (Affine.identity(3), affine))
+        return Alignment(affine, "failed", reason, "nmi", before, after)
     field, status, trace = deform(Soft.of(masked[0]), Soft.of(masked[1]), affine.matrix, settings, part(progress, 0.3, 1.0))
     chain = Chain((field, affine))
     before, linear, after = (dissimilarity(*masked, t) for t in (Affine.identity(3), affine, chain))
