@@ -8,6 +8,7 @@ What is computed for a pixel depends on nothing but its own numbers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -188,6 +189,61 @@ def _place_lanes(typing, begin, step, origin, column, cell, part):  # type: igno
     return types.void(*[types.float64] * 4, cell, part), generate
 
 
+def _store_between(builder: Any, rows: list[Any], moved: Any, part: Vector, ends: Callable[[Any], Any]) -> None:
+    """The displacement by each of the last axes between the nodes ``ends`` that a row of nodes gives for the lanes."""
+    for k, row in enumerate(rows):
+        left, right = ends(row)
+        (left + (right - left) * part).store(_further(builder, moved, (3 - len(rows) + k) * RUN))
+
+
+def _of_two_cells(builder: Any, cell: Vector, first: Any, last: Any) -> Callable[[Any], Any]:
+    """The nodes left and right of lanes that lie in the cell ``first`` or the one after it: three loads for all lanes."""
+    in_first = cell.equals(Vector.filled(builder, first))
+    steps = [builder.add(first, ir.Constant(LONG, k)) for k in range(3)]
+    places = [builder.select(builder.icmp_signed("<", step, last), step, last) for step in steps]
+
+    def ends(row: Any) -> tuple[Vector, Vector]:
+        a, b, c = (Vector.filled(builder, builder.load(builder.gep(row, [place]))) for place in places)
+        return in_first.choose(a, b), in_first.choose(b, c)
+
+    return ends
+
+
+def _mover(ndim: int) -> Any:
+    """``u(p)`` of a vector from a line of nodes (ndim, across): linear between nodes, the outermost ones hold on beyond them.
+
+    The node of column p is ``scale p + offset``, float64; across >= 2.
+    """
+
+    def move(typing, line, across, column, scale, offset, moved):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            line, across, moved = arguments[0], arguments[1], arguments[5]
+            column, scale, offset = (Vector.filled(builder, number) for number in arguments[2:5])
+            node = (column + Vector.constant(builder, DOUBLE, range(LANES))) * scale + offset
+            cells = Vector.filled(builder, builder.sitofp(builder.sub(across, ir.Constant(LONG, 1)), DOUBLE))
+            zero, one = (Vector.constant(builder, DOUBLE, [number] * LANES) for number in (0.0, 1.0))
+            node = node.at_least(zero).at_most(cells)
+            before = node.floor().at_most(cells - one)
+            part, cell = (node - before).as_real(), before.as_integer(LONG)
+            rows = [builder.gep(line, [builder.mul(across, ir.Constant(LONG, k))]) for k in range(ndim)]
+            places = cell.lanes()
+            span = builder.sub(places[-1], places[0])
+            few = builder.icmp_unsigned("<=", span, ir.Constant(LONG, 1))
+            with builder.if_else(few) as (then, otherwise):
+                with then:
+                    last = builder.sub(across, ir.Constant(LONG, 1))
+                    _store_between(builder, rows, moved, part, _of_two_cells(builder, cell, places[0], last))
+                with otherwise:
+                    _store_between(
+                        builder, rows, moved, part, lambda row: _pairs(builder, [builder.gep(row, [p]) for p in places])
+                    )
+            return context.get_dummy_value()
+
+        return types.void(line, types.int64, *[types.float64] * 3, moved), generate
+
+    return intrinsic(move)
+
+
 def _finder(ndim: int, edge: bool) -> Any:
     """``q``, its cells, fractions and offsets, for a vector; returns whether it is wholly inside."""
 
@@ -323,6 +379,7 @@ ahead: Any = intrinsic(_ahead)
 prefetch: Any = intrinsic(_prefetch)
 fetch_pairs, fetch_singles = _fetcher(True), _fetcher(False)
 place_lanes: Any = intrinsic(_place_lanes)
+move_2d, move_3d = _mover(2), _mover(3)
 find_2d, find_3d = _finder(2, False), _finder(3, False)
 keep_2d, keep_3d = _finder(2, True), _finder(3, True)
 sum_pairs_2d, sum_pairs_3d = _summer(2, True, False), _summer(3, True, False)

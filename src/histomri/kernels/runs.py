@@ -45,6 +45,8 @@ from histomri.kernels.run_vectors import (
     find_3d,
     keep_2d,
     keep_3d,
+    move_2d,
+    move_3d,
     place_lanes,
     prefetch,
     slope_pairs_2d,
@@ -140,25 +142,17 @@ def blend_nodes(bend, ndim, z, y, line):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _move_coarse(bend, ndim, x, at, s):  # type: ignore[no-untyped-def]
-    across, part, pair, offset = bend.nodes[2], ahead(s.part, at), ahead(s.real, LINE), ahead(s.offset, at)
-    for i in range(LANES):
-        offset[i], part[i] = _node(x + i, bend.scale[2], bend.offset[2], across)
-    for k in range(3 - ndim, 3):
-        fetch(ahead(s.line, (k + ndim - 3) * across), offset, 1, pair)
-        moved = ahead(s.moved, k * RUN + at)
-        for i in range(LANES):
-            moved[i] = pair[i] + (pair[LANES + i] - pair[i]) * part[i]
-
-
-@njit(cache=True)
 def displace(bend, ndim, pixel, x, count, s):  # type: ignore[no-untyped-def]
     """``u(p)`` of the run that begins at column ``x`` of the fixed grid, its tile's pixel number ``pixel``."""
     if bend.kind == 1:
         _move_dense(ahead(bend.dense, pixel * ndim), ndim, count, s.moved)
     elif bend.kind == 2:
+        across, scale, offset = bend.nodes[2], bend.scale[2], bend.offset[2]
         for at in range(0, count, LANES):
-            _move_coarse(bend, ndim, x + at, at, s)
+            if ndim == 3:
+                move_3d(s.line, across, x + at, scale, offset, ahead(s.moved, at))
+            else:
+                move_2d(s.line, across, x + at, scale, offset, ahead(s.moved, at))
 
 
 @njit(cache=True)

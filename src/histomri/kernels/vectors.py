@@ -43,6 +43,10 @@ class Vector:
         """``address[: LANES] = self``."""
         self.builder.store(self.value, self.builder.bitcast(address, self.value.type.as_pointer()), align=4)
 
+    def lanes(self) -> list[Any]:
+        """Each number by itself."""
+        return [self.builder.extract_element(self.value, ir.Constant(INTEGER, lane)) for lane in range(LANES)]
+
     def __add__(self, other: Vector) -> Vector:
         return Vector(self.builder, self.builder.fadd(self.value, other.value))
 
