@@ -135,7 +135,7 @@ def make_levels(
     pad = EDGE_PX + round(0.06 * max(grid.shape))
     wide = grid.crop((-pad, -pad), np.asarray(grid.shape) + pad)
     other = moving.on(wide, matrix)
-    looks = Looks(_features(other, outline), _tone(other), _imaged(other))
+    looks = Looks(_features(other), _tone(other), _imaged(other), _outline(other, outline))
     inner = other[pad:-pad, pad:-pad, 1]
     still = (_looks_near(f.on(grid, np.eye(3)), inner, outline) for f in fixed)
     return tuple(Level(grid, s, looks, pad, stride, robust) for s in still)
@@ -145,15 +145,16 @@ def _looks_near(still: Array, moving_mask: Array, outline: float) -> Looks:
     """The fixed plane (y, x, 3) with weight where either image has tissue, and a little around it."""
     tissue = np.maximum(still[..., 1], moving_mask) > 0.1
     near = cv2.dilate(tissue.astype(np.uint8), np.ones((2 * EDGE_PX + 1,) * 2, np.uint8))
-    return Looks(_features(still, outline), _tone(still), near.astype(np.float32) * _imaged(still))
+    return Looks(_features(still), _tone(still), near.astype(np.float32) * _imaged(still), _outline(still, outline))
 
 
-def _features(plane: Array, outline: float) -> Array:
+def _features(plane: Array) -> Array:
     # the square root brings strong and pale stains closer before their differences are squared
-    texture = mind_plane(np.sqrt(np.maximum(plane[..., 0], 0)), plane[..., 1] > 0.5) * np.float32(DESCRIPTOR)
-    if outline == 0:
-        return texture
-    return np.concatenate([texture, np.float32(outline) * _blur(plane[..., 1], 1.0)[..., None]], axis=-1)
+    return mind_plane(np.sqrt(np.maximum(plane[..., 0], 0)), plane[..., 1] > 0.5, size=DESCRIPTOR)
+
+
+def _outline(plane: Array, outline: float) -> Array | None:
+    return None if outline == 0 else np.float32(outline) * _blur(plane[..., 1], 1.0)
 
 
 def _tone(plane: Array) -> Array:

@@ -17,6 +17,7 @@ from histomri.registration.channels import make_channels
 from histomri.registration.node_flow import MIN_JACOBIAN, Level, Pyramid, fit_matrix, make_level, make_pins
 from histomri.registration.samples import Channels
 from histomri.registration.search import similarity_search
+from histomri.registration.together import together
 from histomri.transforms import Affine, Chain, DisplacementField
 
 Float = NDArray[np.float64]
@@ -61,7 +62,7 @@ def register_planar(
 
     Raises ``RegistrationError`` where an image holds no tissue.
     """
-    planes = Pyramid.of(fixed), Pyramid.of(moving)
+    planes = _pyramids(fixed, moving)
     progress(0.0, "searching")
     matrix = _start(fixed, moving, planes, guide, settings)
     grids = level_grids(fixed.image.grid, _finest_mm(planes, matrix, settings), COARSEST_PX, settings.plan.stride)
@@ -70,14 +71,24 @@ def register_planar(
         step, _ = fit_matrix(level, "affine", 15, settings.plan.bending.tone)
         matrix = matrix @ grid.index_to_world @ step @ grid.world_to_index
     plan = as_stiff_at(settings.plan, max(grids[-1].shape) / settings.working_px)
-    bent = _bent(planes, matrix, grids, guide, plan, part(progress, 0.3, 0.65))
     scale = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
     onto_moving = level_grids(moving.image.grid, scale * float(grids[-1].spacing_mm[0]), COARSEST_PX, settings.plan.stride)
-    back = planes[::-1], np.asarray(np.linalg.inv(matrix), np.float64), onto_moving, guide.turned_round()
-    field = half_way(bent.field, _bent(*back, plan, part(progress, 0.65, 1.0)).field, matrix)
+    inverse = np.asarray(np.linalg.inv(matrix), np.float64)
+    bent, back = together(
+        (
+            partial(_bent, planes, matrix, grids, guide, plan, part(progress, 0.3, 1.0)),
+            partial(_bent, planes[::-1], inverse, onto_moving, guide.turned_round(), plan, silent),
+        )
+    )
+    field = half_way(bent.field, back.field, matrix)
     reason = "the cost no longer falls" if bent.status == "converged" else "the iterations ran out while the cost still fell"
     transform = Chain((field, Affine(matrix)))
     return Alignment(transform, bent.status, reason, "mind", bent.costs[0], bent.costs[-1], bent.costs)
+
+
+def _pyramids(fixed: View, moving: View) -> tuple[Pyramid, Pyramid]:
+    still, other = together([partial(Pyramid.of, view) for view in (fixed, moving)])
+    return still, other
 
 
 def as_stiff_at(plan: Plan, size: float) -> Plan:
@@ -115,7 +126,7 @@ def find_start(fixed: View, moving: View, guide: Guide, settings: PlanarSettings
 
     Raises ``RegistrationError`` where an image holds no tissue.
     """
-    return Affine(_start(fixed, moving, (Pyramid.of(fixed), Pyramid.of(moving)), guide, settings))
+    return Affine(_start(fixed, moving, _pyramids(fixed, moving), guide, settings))
 
 
 def _finest_mm(planes: tuple[Pyramid, Pyramid], matrix: Float, settings: PlanarSettings) -> float:
@@ -133,12 +144,14 @@ def _start(fixed: View, moving: View, planes: tuple[Pyramid, Pyramid], guide: Gu
     grids = level_grids(fixed.image.grid, spacing / 4, settings.search_px, settings.plan.stride)
     found = _candidates(planes, spacing, settings) if guide.search else [np.eye(3)]
     found = [through_landmarks(*guide.landmarks)] if guide.landmarks else found
-    first = [_refined(m, planes, ((grids[0], "similarity"), (grids[1], "affine")), settings) for m in found]
+    coarse = (grids[0], "similarity"), (grids[1], "affine")
+    first = together([partial(_refined, m, planes, coarse, settings) for m in found])
     rivals: list[Float] = []
     for _, matrix in sorted(first, key=lambda r: r[0]):
         if len(rivals) < settings.rivals and all(_apart(matrix, r, fixed.image.grid) > SAME_SHARE for r in rivals):
             rivals.append(matrix)
-    return min((_refined(m, planes, ((grids[2], "affine"),), settings) for m in rivals), key=lambda r: r[0])[1]
+    last = together([partial(_refined, m, planes, ((grids[2], "affine"),), settings) for m in rivals])
+    return min(last, key=lambda r: r[0])[1]
 
 
 def through_landmarks(fixed: Float, moving: Float) -> Float:

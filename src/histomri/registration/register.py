@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from histomri.registration.choices import METRICS, OPTIMISERS, REGULARISERS, TRA
 from histomri.registration.pair import scaled
 from histomri.registration.resemblance import LEAST_LEAD, resemblance
 from histomri.registration.sanity import folded_share, landmarks_missed, refusal, tissue_size
+from histomri.registration.together import together
 from histomri.registration.views import make_view
 from histomri.registration.warp import warped
 from histomri.transforms import Affine, Chain, Transform
@@ -154,9 +156,8 @@ def register(
     guide = Guide(search, _landmarks(fixed_landmarks, moving_landmarks, pair[0].grid.ndim))
     masks = (_as_mask(fixed_mask, pair[0], names[0]), _as_mask(moving_mask, pair[1], names[1]))
     progress(0.0, "reading")
-    fixed_view, said = make_view(pair[0], masks[0], names[0])
-    progress(0.05, "reading")
-    moving_view, more = make_view(pair[1], masks[1], names[1])
+    views = together([partial(make_view, *given) for given in zip(pair, masks, names, strict=True)])
+    (fixed_view, said), (moving_view, more) = views
     found = _at_one_scale(fixed_view, moving_view, choice, guide, part(progress, 0.1, 1.0))
     found = _judged(found, fixed_view, moving_view)
     if guide.landmarks is not None and found.status != "failed":

@@ -7,6 +7,7 @@ fixed tissue in steps of 30 degrees, on either face. ``docs/decisions/engine.md`
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from histomri.registration.alignment import View
 from histomri.registration.pair import at_spacing
 from histomri.registration.sanity import linear_part
 from histomri.registration.search import rotation
+from histomri.registration.together import together
 from histomri.registration.warp import warped
 from histomri.transforms import Affine, Chain, Transform
 
@@ -50,7 +52,7 @@ def resemblance(fixed: View, moving: View, transform: Transform) -> Resemblance:
     # a deformation finds likeness between any two images, so the linear part alone is put to the test
     linear = [step for step in Chain.steps_of(transform) if isinstance(step, Affine)]
     plain = comparison.score(Chain(tuple(linear)))
-    null = [comparison.score(Chain((turn, *linear))) for turn in _turns(fixed.mask)]
+    null = together([partial(comparison.score, Chain((turn, *linear))) for turn in _turns(fixed.mask)])
     chance = float(np.median(null))
     spread = max(1.4826 * float(np.median(np.abs(np.array(null) - chance))), LEAST_SPREAD)
     return Resemblance(

@@ -11,6 +11,7 @@ from scipy import fft
 
 from histomri.kernels.interpolate import warp_2d
 from histomri.registration.samples import Channels
+from histomri.registration.together import together
 
 Float = NDArray[np.float64]
 
@@ -66,10 +67,9 @@ def similarity_search(
     and mirror images of the moving image are taken of the fixed one instead, ``sum F(p) M(G (p + d)) = sum F(G p) M(p + G d)``
     for ``G = diag(+-1, +-1)``, so that only half a turn of the moving image has to be transformed.
     """
-    found: list[Candidate] = []
-    for scale in scales:
-        found += _of_scale(fixed, moving_at(scale), scale, np.arange(0.0, 180.0, step_deg))
-    return _distinct(found, keep, min_angle=1.5 * step_deg)
+    angles = np.arange(0.0, 180.0, step_deg)
+    found = together([lambda scale=scale: _of_scale(fixed, moving_at(scale), scale, angles) for scale in scales])
+    return _distinct([candidate for each in found for candidate in each], keep, min_angle=1.5 * step_deg)
 
 
 def _of_scale(fixed: Channels, moving: Channels, scale: float, angles_deg: Float) -> list[Candidate]:
