@@ -70,6 +70,8 @@ class Joint:
 
     def terms(self, field: Array, gain: Sequence[Array]) -> Array:
         """The Gauss-Newton sums on the nodes."""
+        if self.weights == (1.0,):
+            return self.levels[0].terms(field, gain[0])
         parts = zip(self.levels, self.weights, gain, strict=True)
         total: Array = np.sum([np.float32(w) * level.terms(field, g) for level, w, g in parts], axis=0, dtype=np.float32)
         return total

@@ -187,6 +187,7 @@ def fit_matrix(level: Level, model: str, iterations: int, tone: float = 0.0) -> 
     state, best = np.eye(3), (np.eye(3), np.inf)
     total = max(float(level.fixed.weight.sum(dtype=np.float64)), 1e-9)
     positions, chance = level.positions(), level.chance()
+    linear = LinearModel.of(model, positions)
     gain = level.tone_gain(np.zeros((*level.nodes, 2), np.float32), tone)
     for _ in range(iterations):
         field = (positions @ (state[:2, :2] - np.eye(2)).T + state[:2, 2]).astype(np.float32)
@@ -195,29 +196,46 @@ def fit_matrix(level: Level, model: str, iterations: int, tone: float = 0.0) -> 
         if not cost < best[1] * (1 - 1e-4):
             return (state, cost) if cost < best[1] else best
         best = (state, cost)
-        state = state @ _linear_step(terms, positions, model)
+        state = state @ linear.step(terms)
     return best
 
 
-def _linear_step(terms: Float, positions: Float, model: str) -> Float:
-    """The Gauss-Newton step of a linear model, at most three pixels anywhere."""
-    centre = positions.reshape(-1, 2).mean(axis=0)
-    radius = float(np.abs(positions - centre).max()) or 1.0
-    scaled = np.concatenate([(positions - centre) / radius, np.ones((*positions.shape[:2], 1))], axis=-1)
-    # displacements of the parameters, as (2, 3) matrices on (y, x, 1)
-    basis_maps = np.stack(generators(model, 2))[:, :2]
-    basis = np.einsum("kab,ijb->ijak", basis_maps, scaled)
-    tensor = terms[..., [0, 1, 1, 2]].reshape(*terms.shape[:2], 2, 2)
-    hessian = np.einsum("ijak,ijab,ijbl->kl", basis, tensor, basis, optimize=True)
-    slope = np.einsum("ijak,ija->k", basis, terms[..., 3:5])
-    hessian += np.eye(len(slope)) * (1e-3 * np.trace(hessian) / len(slope) + 1e-12)
-    delta = -np.linalg.solve(hessian, slope)
-    delta *= min(1.0, 3.0 / max(float(np.abs(basis @ delta).max()), 1e-9))
-    step = np.eye(3)
-    move = np.tensordot(delta, basis_maps, axes=1)
-    step[:2, :2] += move[:, :2] / radius
-    step[:2, 2] = move[:, 2] - move[:, :2] @ centre / radius
-    return step
+@dataclass(frozen=True, eq=False)
+class LinearModel:
+    """Displacements of the nodes by the parameters of a linear model: ``basis`` (2, n, k), y and x, and its maps (k, 2, 3) of
+    positions relative to ``centre`` over ``radius``.
+    """
+
+    maps: Float
+    basis: Float
+    centre: Float
+    radius: float
+
+    @staticmethod
+    def of(model: str, positions: Float) -> LinearModel:
+        """A model by its name on nodes at ``positions`` (rows, columns, 2)."""
+        flat = positions.reshape(-1, 2)
+        centre = flat.mean(axis=0)
+        radius = float(np.abs(flat - centre).max()) or 1.0
+        scaled = np.concatenate([(flat - centre) / radius, np.ones((len(flat), 1))], axis=-1)
+        maps = np.stack(generators(model, 2))[:, :2]
+        return LinearModel(maps, np.einsum("kab,nb->ank", maps, scaled), centre, radius)
+
+    def step(self, terms: Float) -> Float:
+        """The Gauss-Newton step (3, 3) for the terms (rows, columns, 7), at most three pixels anywhere."""
+        yy, yx, xx, sy, sx = (terms[..., k].reshape(-1, 1) for k in range(5))
+        by, bx = self.basis
+        # without BLAS, whose sums depend on its number of threads
+        hessian = np.einsum("nk,nl->kl", by, yy * by + yx * bx) + np.einsum("nk,nl->kl", bx, yx * by + xx * bx)
+        slope = np.einsum("nk,na->k", by, sy) + np.einsum("nk,na->k", bx, sx)
+        hessian += np.eye(len(slope)) * (1e-3 * np.trace(hessian) / len(slope) + 1e-12)
+        delta = -np.linalg.solve(hessian, slope)
+        delta *= min(1.0, 3.0 / max(float(np.abs(np.einsum("ank,k->an", self.basis, delta)).max()), 1e-9))
+        step = np.eye(3)
+        move = np.tensordot(delta, self.maps, axes=1)
+        step[:2, :2] += move[:, :2] / self.radius
+        step[:2, 2] = move[:, 2] - move[:, :2] @ self.centre / self.radius
+        return step
 
 
 @dataclass(frozen=True)
@@ -239,6 +257,8 @@ class Bending:
 
 
 MIN_JACOBIAN = 0.1
+# of the terms: tensor and force, which make the system that is solved
+SYSTEM = 5
 
 
 class Bendable(Protocol):
@@ -279,7 +299,7 @@ def bend(level: Bendable, field: Array, plan: Bending, pins: Array | None = None
             best, best_cost, stale = (field, cost, stale + 1) if cost < best_cost else (best, best_cost, stale + 1)
             if stale >= 2:
                 return best, best_cost, "converged"
-        terms = np.stack([smooth(terms[..., k], plan.window) for k in range(terms.shape[-1])], axis=-1)
+        terms = np.stack([smooth(terms[..., k], plan.window) for k in range(SYSTEM)], axis=-1)
         if pins is not None:
             _draw(terms, field, pins, unit)
         field = _advance(field, terms, level.stride, unit, plan)

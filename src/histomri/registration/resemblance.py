@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from histomri.core import Grid, Image
 from histomri.kernels.features import mind
+from histomri.kernels.interpolate import warp_2d
 from histomri.registration.alignment import View
 from histomri.registration.pair import at_spacing
 from histomri.registration.sanity import linear_part
@@ -87,7 +88,18 @@ class _Comparison:
 
     def score(self, transform: Transform) -> float:
         """Cosine of the descriptors over the union of both tissues, the moving image's taken once it is turned."""
-        here = warped(self.moving, transform, self.grid)
+        here = self._on_grid(transform)
         features = mind(np.ascontiguousarray(here[..., 0]), here[..., 1] >= 0.5)
         norms = float(np.linalg.norm(self.features)) * float(np.linalg.norm(features))
         return float(np.vdot(self.features, features)) / max(norms, 1e-12)
+
+    def _on_grid(self, transform: Transform) -> Array:
+        if not all(isinstance(step, Affine) for step in Chain.steps_of(transform)):
+            return np.asarray(warped(self.moving, transform, self.grid), np.float32)
+        corners = np.concatenate([np.eye(2), np.zeros((1, 2))])
+        # an affine map is known by where it takes three points
+        *axes, origin = transform.map(corners)
+        matrix = np.eye(3)
+        matrix[:2] = np.column_stack([*(axis - origin for axis in axes), origin])
+        onto = self.moving.grid.world_to_index @ matrix @ self.grid.index_to_world
+        return warp_2d(self.moving.data, onto, (self.grid.shape[0], self.grid.shape[1]))

@@ -84,21 +84,22 @@ def _of_scale(fixed: Channels, moving: Channels, scale: float, angles_deg: Float
     for flip in (np.diag([1.0, 1.0]), np.diag([-1.0, -1.0]), np.diag([1.0, -1.0]), np.diag([-1.0, 1.0])):
         reference = np.conj(fft.rfft2(_canvas(fixed, centre, flip, (size, size))))
         surfaces = fft.irfft2((reference * spectra).sum(axis=1), s=(size, size)).reshape(len(angles_deg), -1)
-        for angle, surface, norm in zip(angles_deg, surfaces, norms, strict=True):
-            peak = np.array(np.unravel_index(int(surface.argmax()), (size, size)))
-            shift = flip @ np.where(peak > size // 2, peak - size, peak) * spacing
-            matrix = np.eye(3)
-            matrix[:2, :2] = scale * rotation(angle) @ flip
-            matrix[:2, 2] = middle + matrix[:2, :2] @ (shift - centre)
-            found.append(_candidate(matrix, float(surface.max() / norm)))
+        peaks = surfaces.argmax(axis=1)
+        shifts = np.stack(np.unravel_index(peaks, (size, size)), axis=-1)
+        shifts = np.where(shifts > size // 2, shifts - size, shifts) * spacing @ flip
+        scores = surfaces[np.arange(len(peaks)), peaks] / norms
+        for angle, shift, score in zip(angles_deg, shifts, scores, strict=True):
+            linear = scale * rotation(angle) @ flip
+            found.append(_candidate(linear, middle + linear @ (shift - centre), float(score)))
     return found
 
 
-def _candidate(matrix: Float, score: float) -> Candidate:
+def _candidate(linear: Float, shift: Float, score: float) -> Candidate:
     """With the angle and face that :func:`rotation` would take."""
-    mirrored = bool(np.linalg.det(matrix[:2, :2]) < 0)
-    turn = np.diag([1.0, -1.0]) @ matrix[:2, :2] if mirrored else matrix[:2, :2]
-    return Candidate(matrix, score, float(np.degrees(np.arctan2(turn[0, 1], turn[0, 0])) % 360), mirrored)
+    (a, b), (c, d) = linear.tolist()
+    mirrored = a * d < b * c
+    angle = np.degrees(np.arctan2(b, a)) % 360
+    return Candidate(np.array([[a, b, shift[0]], [c, d, shift[1]], [0.0, 0.0, 1.0]]), score, float(angle), mirrored)
 
 
 def rotation(angle_deg: float, mirrored: bool = False) -> Float:
