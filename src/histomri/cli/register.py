@@ -274,6 +274,7 @@ def _write(
             record["files"] = {"registered": image.name, "fixed_to_moving": forward.name, "moving_to_fixed": backward.name}
             if points is not None:
                 _write_points(folder / registered.POINTS, moving, result, *points)
+        record["registration_seconds"] = round(result.seconds, 3)
         record["seconds"] = round(time.perf_counter() - args.started, 3)
         record["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
         write_json(folder / registered.RESULT, record)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 import cv2
@@ -17,12 +18,15 @@ from histomri.kernels.flow_nodes import Looks, composed, least_jacobian, node_te
 from histomri.kernels.interpolate import warp_2d
 from histomri.registration.alignment import View
 from histomri.registration.groups import generators
+from histomri.registration.together import together
 
 Float = NDArray[np.float64]
 Array = NDArray[np.float32]
 Bool = NDArray[np.bool_]
 MARGIN_SHARE = 0.02
 EDGE_PX = 4
+OVERSAMPLED = 2.0
+BLUR = 0.35
 DESCRIPTOR = 0.3
 TONE_PX = 3.0
 TONE_REACH_PX = 8.0
@@ -30,10 +34,14 @@ TONE_REACH_PX = 8.0
 
 @dataclass(frozen=True, eq=False)
 class Pyramid:
-    """A view at its own spacing, halved again and again: planes (y, x, 2) of image and mask, finest first, and their grids."""
+    """A view at its own spacing, halved again and again: planes (y, x, 2) of image and mask, finest first, and their grids.
+
+    ``placed`` (3, 3) maps the world in which it is seen to its own.
+    """
 
     grids: tuple[Grid, ...]
     planes: tuple[Array, ...]
+    placed: Float = field(default_factory=lambda: np.eye(3))
 
     @staticmethod
     def of(view: View, least_px: int = 24) -> Pyramid:
@@ -49,6 +57,10 @@ class Pyramid:
             planes.append(plane)
         return Pyramid(tuple(grids), tuple(planes))
 
+    def under(self, matrix: Float) -> Pyramid:
+        """The same as it is seen from the world that ``matrix`` (3, 3) maps to this one."""
+        return replace(self, placed=self.placed @ matrix)
+
     @property
     def spacing_mm(self) -> float:
         """The finest spacing."""
@@ -56,10 +68,12 @@ class Pyramid:
 
     def on(self, grid: Grid, matrix: Float) -> Array:
         """Image, mask and whether it was imaged at all, (y, x, 3), on a grid that ``matrix`` takes to this view's world."""
+        matrix = self.placed @ matrix
         step = np.linalg.norm(matrix[:2, :2] @ grid.direction * grid.spacing_mm, axis=0).min()
-        level = max((i for i, g in enumerate(self.grids) if float(g.spacing_mm.max()) <= 1.01 * step), default=0)
+        # from twice as fine on: where the pixels of a coarse plane happened to fall must not matter
+        level = max((i for i, g in enumerate(self.grids) if OVERSAMPLED * float(g.spacing_mm.max()) <= 1.01 * step), default=0)
         plane, source = self.planes[level], self.grids[level]
-        blur = float(np.sqrt(max((step / float(source.spacing_mm.max())) ** 2 - 1, 0))) * 0.5
+        blur = float(np.sqrt(max((step / float(source.spacing_mm.max())) ** 2 - 1, 0))) * BLUR
         if blur > 0.2:
             plane = np.asarray(cv2.GaussianBlur(plane, (0, 0), blur, borderType=cv2.BORDER_REPLICATE), np.float32)
         onto = source.world_to_index @ matrix @ grid.index_to_world
@@ -132,20 +146,60 @@ def make_levels(
 
     ``outline``: how much the masks themselves count, as a channel beside the descriptor's.
     """
-    pad = EDGE_PX + round(0.06 * max(grid.shape))
-    wide = grid.crop((-pad, -pad), np.asarray(grid.shape) + pad)
-    other = moving.on(wide, matrix)
-    looks = Looks(_features(other), _tone(other), _imaged(other), _outline(other, outline))
+    pad = _margin(grid)
+    other = moving.on(grid.crop((-pad, -pad), np.asarray(grid.shape) + pad), matrix)
+    looks = _looks(other, outline)
     inner = other[pad:-pad, pad:-pad, 1]
     still = (_looks_near(f.on(grid, np.eye(3)), inner, outline) for f in fixed)
     return tuple(Level(grid, s, looks, pad, stride, robust) for s in still)
 
 
+def make_both_ways(
+    planes: tuple[Pyramid, Pyramid], matrix: Float, grid: Grid, stride: int, robust: float, outline: float = 0.0
+) -> tuple[Level, Level]:
+    """Two views on ``grid``, the second one under ``matrix``: the level that takes the first for fixed, and the other way round.
+
+    What is compared of each is computed once for both.
+    """
+    pad = _margin(grid)
+    wide = grid.crop((-pad, -pad), np.asarray(grid.shape) + pad)
+    placed = (planes[0], np.eye(3)), (planes[1], matrix)
+    seen = together([partial(plane.on, wide, onto) for plane, onto in placed])
+    looks = together([partial(_looks, plane, outline) for plane in seen])
+    near = _near(*(plane[..., 1] for plane in seen))
+    first, second = (
+        Level(grid, _inner(still, near, pad), other, pad, stride, robust) for still, other in (looks, looks[::-1])
+    )
+    return first, second
+
+
+def _margin(grid: Grid) -> int:
+    """Pixels by which the moving image reaches further."""
+    return EDGE_PX + round(0.06 * max(grid.shape))
+
+
+def _looks(plane: Array, outline: float) -> Looks:
+    return Looks(_features(plane), _tone(plane), _imaged(plane), _outline(plane, outline))
+
+
+def _inner(looks: Looks, near: Array, pad: int) -> Looks:
+    """The looks without a margin, with weight only ``near`` tissue."""
+    planes = (looks.descriptor, looks.tone, looks.weight * near, looks.outline)
+    descriptor, tone, weight, outline = (None if p is None else np.ascontiguousarray(p[pad:-pad, pad:-pad]) for p in planes)
+    assert descriptor is not None and tone is not None and weight is not None
+    return Looks(descriptor, tone, weight, outline)
+
+
 def _looks_near(still: Array, moving_mask: Array, outline: float) -> Looks:
     """The fixed plane (y, x, 3) with weight where either image has tissue, and a little around it."""
-    tissue = np.maximum(still[..., 1], moving_mask) > 0.1
-    near = cv2.dilate(tissue.astype(np.uint8), np.ones((2 * EDGE_PX + 1,) * 2, np.uint8))
-    return Looks(_features(still), _tone(still), near.astype(np.float32) * _imaged(still), _outline(still, outline))
+    looks = _looks(still, outline)
+    return replace(looks, weight=_near(still[..., 1], moving_mask) * looks.weight)
+
+
+def _near(*masks: Array) -> Array:
+    """1 where any of the images has tissue, and a little around it, 0 elsewhere."""
+    tissue = np.maximum(*masks) > 0.1
+    return cv2.dilate(tissue.astype(np.uint8), np.ones((2 * EDGE_PX + 1,) * 2, np.uint8)).astype(np.float32)
 
 
 def _features(plane: Array) -> Array:
@@ -193,7 +247,7 @@ def fit_matrix(level: Level, model: str, iterations: int, tone: float = 0.0) -> 
         field = (positions @ (state[:2, :2] - np.eye(2)).T + state[:2, 2]).astype(np.float32)
         terms = level.terms(field, gain).astype(np.float64)
         cost = (float(terms[..., 5].sum()) / chance + total - float(terms[..., 6].sum())) / total
-        if not cost < best[1] * (1 - 1e-4):
+        if not cost < best[1] * (1 - LINEAR_TOLERANCE):
             return (state, cost) if cost < best[1] else best
         best = (state, cost)
         state = state @ linear.step(terms)
@@ -259,6 +313,7 @@ class Bending:
 MIN_JACOBIAN = 0.1
 # of the terms: tensor and force, which make the system that is solved
 SYSTEM = 5
+LINEAR_TOLERANCE = 1e-4
 
 
 class Bendable(Protocol):

@@ -153,7 +153,8 @@ def register(
     choice = Choice(None if transforms is None else tuple(transforms), metric, regularisation, optimiser, device)
     _check_choices(choice)
     _check_geometry(pair, names)
-    guide = Guide(search, _landmarks(fixed_landmarks, moving_landmarks, pair[0].grid.ndim))
+    outlines = fixed_mask is not None and moving_mask is not None
+    guide = Guide(search, _landmarks(fixed_landmarks, moving_landmarks, pair[0].grid.ndim), outlines)
     masks = (_as_mask(fixed_mask, pair[0], names[0]), _as_mask(moving_mask, pair[1], names[1]))
     progress(0.0, "reading")
     views = together([partial(make_view, *given) for given in zip(pair, masks, names, strict=True)])
@@ -191,7 +192,7 @@ def _at_one_scale(fixed: View, moving: View, choice: Choice, guide: Guide, progr
         return _aligned(fixed, moving, choice, guide, progress)
     larger = View(scaled(moving.image, ratio), scaled(moving.mask, ratio))
     points = guide.landmarks and (guide.landmarks[0], guide.landmarks[1] * ratio)
-    found = _aligned(fixed, larger, choice, Guide(True, points), progress)
+    found = _aligned(fixed, larger, choice, replace(guide, landmarks=points), progress)
     *before, last = Chain.steps_of(found.transform)
     assert isinstance(last, Affine)
     last = Affine.from_parts(last.linear / ratio, last.translation / ratio)
