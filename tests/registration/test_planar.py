@@ -17,7 +17,7 @@ from histomri.core import Grid, Image, RegistrationError
 from histomri.registration.alignment import Guide, View
 from histomri.registration.bending import level_grids
 from histomri.registration.planar import PlanarSettings, as_stiff_at, find_start, half_way, register_planar
-from histomri.transforms import Affine, Chain, DisplacementField
+from histomri.transforms import Chain, DisplacementField
 
 TISSUE = Tissue(2)
 GRID = centred(140, 0.085)

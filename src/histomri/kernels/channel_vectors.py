@@ -51,17 +51,14 @@ def _total(builder: Any, vector: Any) -> Any:
     while width > 1:
         width //= 2
         halves = [
-            builder.shuffle_vector(
-                vector, vector, ir.Constant(ir.VectorType(INTEGER, width), list(range(first, first + width)))
-            )
+            builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(INTEGER, width), list(range(first, first + width))))
             for first in (0, width)
         ]
         vector = builder.fadd(*halves)
     return builder.extract_element(vector, ir.Constant(INTEGER, 0))
 
 
-@intrinsic
-def compare(typing, moving, corners, fixed, near, parts, scratch):  # type: ignore[no-untyped-def]
+def _compare(typing, moving, corners, fixed, near, parts, scratch):  # type: ignore[no-untyped-def]
     """The squared residual of eight channels; their residuals and slopes go to ``scratch``.
 
     ``moving`` and ``fixed`` point to float32 arrays (y, x, 8). ``corners``: offsets of the two pixels at the left of the cell,
@@ -93,9 +90,8 @@ def compare(typing, moving, corners, fixed, near, parts, scratch):  # type: igno
     return signature, generate
 
 
-@intrinsic
-def collect(typing, scratch, weight):  # type: ignore[no-untyped-def]
-    """Add what :func:`compare` left in ``scratch``, ``weight`` times, to the sums of the block."""
+def _collect(typing, scratch, weight):  # type: ignore[no-untyped-def]
+    """Add what :func:`_compare` left in ``scratch``, ``weight`` times, to the sums of the block."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         scratch, weight = arguments
@@ -110,8 +106,7 @@ def collect(typing, scratch, weight):  # type: ignore[no-untyped-def]
     return types.void(scratch, types.float32), generate
 
 
-@intrinsic
-def block_sum(typing, scratch, which):  # type: ignore[no-untyped-def]
+def _block_sum(typing, scratch, which):  # type: ignore[no-untyped-def]
     """The sum over channels of the block's ``which``-th sum, which is emptied."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
@@ -122,3 +117,9 @@ def block_sum(typing, scratch, which):  # type: ignore[no-untyped-def]
         return total
 
     return types.float32(scratch, types.int64), generate
+
+
+# typed so that mypy does not take them for what they are written as
+compare: Any = intrinsic(_compare)
+collect: Any = intrinsic(_collect)
+block_sum: Any = intrinsic(_block_sum)

@@ -63,8 +63,9 @@ def _mean_distance(distance, reach, out):  # type: ignore[no-untyped-def]
 
 
 def mind_plane(image: Array, inside: NDArray[np.bool_], sigma_px: float = 1.0, reach: int = 2, size: float = 1.0) -> Array:
-    """The 8 channels (y, x, 8) of ``features.mind``, ``size`` times, channels last and nowhere set to 0; ``inside`` only sets its noise level.
+    """The 8 channels (y, x, 8) of ``features.mind``, ``size`` times, channels last and nowhere set to 0.
 
+    ``inside`` only sets its noise level.
     ``S_r = exp(-(D_r - min D) / V) - 1/2`` with ``D_r = G_sigma * (I(p) - I(p + r))^2`` and V the mean of D, bounded to 0.05
     to 50 times its median inside.
     """

@@ -8,8 +8,8 @@ than the images have pixels, so the pass over the pixels is all that costs. For 
 
     T_n = sum w sum_c g_c g_c^T  (yy, yx, xx),  b_n = sum w sum_c r_c g_c  (y, x),  E_n = sum w e,  W_n = sum v
 
-c runs over the channels of a descriptor, the outline if there is one, and one more, the tone, which counts ``|a(p)|`` times and is compared with
-``sign(a) f``: a, the gain, says how far, and with which sign, the tones agree about p.
+c runs over the channels of a descriptor, the outline if there is one, and one more, the tone, which counts ``|a(p)|`` times and
+is compared with ``sign(a) f``: a, the gain, says how far, and with which sign, the tones agree about p.
 o is the offset of the fixed image's corner in the moving one. Where q leaves the moving image the weight is 0: what was not
 imaged says nothing.
 """
@@ -69,7 +69,9 @@ def _plane(moving, iy, ix, fy, fx, fixed, i, j, up, down, left, right, size):  #
 
 
 @njit(parallel=True, cache=True, fastmath=True, nogil=True)
-def _node_terms(fixed, moving, fixed_outline, moving_outline, fixed_tone, moving_tone, gain, fixed_weight, moving_weight, field, stride, offset, scale, out):  # type: ignore[no-untyped-def]
+def _node_terms(still, other, gain, field, stride, offset, scale, out):  # type: ignore[no-untyped-def]
+    fixed, fixed_outline, fixed_tone, fixed_weight = still
+    moving, moving_outline, moving_tone, moving_weight = other
     height, width = fixed.shape[0], fixed.shape[1]
     outlined = fixed_outline.shape[0] == height
     across, last, rows = moving.shape[1], field.shape[1] - 1, field.shape[0] - 1
@@ -126,11 +128,25 @@ def _node_terms(fixed, moving, fixed_outline, moving_outline, fixed_tone, moving
                     e = compare(moving_start, corners, fixed_start, near, (fy, fx), scratch)
                     if outlined:
                         r, gy, gx = _plane(moving_outline, iy, ix, fy, fx, fixed_outline, i, j, up, down, left, right, ONE)
-                        tyy, tyx, txx, by, bx, e = tyy + gy * gy, tyx + gy * gx, txx + gx * gx, by + r * gy, bx + r * gx, e + r * r
+                        tyy, tyx, txx, by, bx, e = (
+                            tyy + gy * gy,
+                            tyx + gy * gx,
+                            txx + gx * gx,
+                            by + r * gy,
+                            bx + r * gx,
+                            e + r * r,
+                        )
                     a = gain[i, j]
                     if a != zero:
                         r, gy, gx = _plane(moving_tone, iy, ix, fy, fx, fixed_tone, i, j, up, down, left, right, a)
-                        tyy, tyx, txx, by, bx, e = tyy + gy * gy, tyx + gy * gx, txx + gx * gx, by + r * gy, bx + r * gx, e + r * r
+                        tyy, tyx, txx, by, bx, e = (
+                            tyy + gy * gy,
+                            tyx + gy * gx,
+                            txx + gx * gx,
+                            by + r * gy,
+                            bx + r * gx,
+                            e + r * r,
+                        )
                     trust = scale / (scale + e)
                     se += w * trust * e
                     sw += w
@@ -162,6 +178,11 @@ class Looks:
     outline: Array | None = None
 
 
+def _planes(look: Looks) -> tuple[Array, Array, Array, Array]:
+    outline = np.zeros((0, 0), np.float32) if look.outline is None else look.outline
+    return look.descriptor, outline, look.tone, look.weight
+
+
 def node_terms(
     fixed: Looks, moving: Looks, gain: Array, field: Array, stride: int, offset: tuple[int, int], scale: float
 ) -> Array:
@@ -172,10 +193,7 @@ def node_terms(
     """
     out = np.empty((*field.shape[:2], TERMS), np.float32)
     robust = np.float32(min(scale, 1e9))
-    none = np.zeros((0, 0), np.float32)
-    outlines = (none if look.outline is None else look.outline for look in (fixed, moving))
-    images = fixed.descriptor, moving.descriptor, *outlines, fixed.tone, moving.tone, gain, fixed.weight, moving.weight
-    _node_terms(*images, field, stride, offset, robust, out)
+    _node_terms(_planes(fixed), _planes(moving), gain, field, stride, offset, robust, out)
     return out
 
 

@@ -167,9 +167,7 @@ def make_both_ways(
     seen = together([partial(plane.on, wide, onto) for plane, onto in placed])
     looks = together([partial(_looks, plane, outline) for plane in seen])
     near = _near(*(plane[..., 1] for plane in seen))
-    first, second = (
-        Level(grid, _inner(still, near, pad), other, pad, stride, robust) for still, other in (looks, looks[::-1])
-    )
+    first, second = (Level(grid, _inner(still, near, pad), other, pad, stride, robust) for still, other in (looks, looks[::-1]))
     return first, second
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +69,11 @@ def similarity_search(
     for ``G = diag(+-1, +-1)``, so that only half a turn of the moving image has to be transformed.
     """
     angles = np.arange(0.0, 180.0, step_deg)
-    found = together([lambda scale=scale: _of_scale(fixed, moving_at(scale), scale, angles) for scale in scales])
+
+    def of(scale: float) -> list[Candidate]:
+        return _of_scale(fixed, moving_at(scale), scale, angles)
+
+    found = together([partial(of, scale) for scale in scales])
     return _distinct([candidate for each in found for candidate in each], keep, min_angle=1.5 * step_deg)
 
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numba
+from numba.np.ufunc.parallel import threading_layer
 
 Result = TypeVar("Result")
 # numba's own pool may not be entered from two threads at once
@@ -20,7 +21,7 @@ def together(calls: Sequence[Callable[[], Result]]) -> list[Result]:
     """
     threads = numba.get_num_threads()
     workers = min(threads, len(calls))
-    if workers < 2 or numba.threading_layer() not in SHARED_LAYERS:
+    if workers < 2 or threading_layer() not in SHARED_LAYERS:  # type: ignore[no-untyped-call]
         return [call() for call in calls]
     # a number of threads is a matter of each thread: those of the pool begin with numba's own
     with ThreadPoolExecutor(workers, initializer=numba.set_num_threads, initargs=(threads // workers,)) as pool:
