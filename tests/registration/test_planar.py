@@ -163,6 +163,37 @@ def test_more_threads_change_no_bit(fixed: View) -> None:
     np.testing.assert_array_equal(*found)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_face_that_lies_up_does_not_matter(fixed: View, axis: int) -> None:
+    """The moving image mirrored on its slide, an odd number of pixels across: the same places, far closer than a pixel."""
+    slide = Grid((191, 181), np.full(2, 0.085), np.array([-8.2, -7.9]))
+    moving = _moving(rigid(20), grid=slide)
+    mirrored = View(*(Image(slide, np.ascontiguousarray(np.flip(i.data, axis))) for i in (moving.image, moving.mask)))
+    points = fixed.image.grid.points()[np.asarray(fixed.mask.data)][::7]
+    here, there = (register_planar(fixed, view, Guide()).transform.map(points) for view in (moving, mirrored))
+    there[:, axis] = 2 * slide.centre_mm[axis] - there[:, axis]
+    apart = np.linalg.norm(here - there, axis=1) / 0.085
+    assert np.median(apart) < 0.05
+    assert np.percentile(apart, 95) < 0.25
+
+
+def test_masks_that_were_given_are_outlines() -> None:
+    """A bent disc of one colour: only its outline says how."""
+    fixed, disc = _fixed(0.3), View(*Tissue(2, symmetric=True).image(GRID))
+    flat = View(Image(GRID, np.asarray(fixed.mask.data, np.float32)), fixed.mask)
+    even = View(Image(GRID, np.asarray(disc.mask.data, np.float32)), disc.mask)
+    points, inside = GRID.points(), np.asarray(fixed.mask.data)
+    missed = []
+    for outlines in (False, True):
+        found = register_planar(flat, even, Guide(search=False, outlines=outlines)).transform
+        index = np.rint(GRID.to_index(found.map(points.reshape(-1, 2)))).astype(int)
+        known = ((index >= 0) & (index < GRID.shape)).all(axis=1)
+        moved_mask = np.zeros(len(index), bool)
+        moved_mask[known] = np.asarray(disc.mask.data)[tuple(index[known].T)]
+        missed.append(int((moved_mask.reshape(inside.shape) != inside).sum()))
+    assert missed[1] < missed[0], missed
+
+
 def test_the_mean_of_a_field_and_its_own_inverse_way_is_the_field() -> None:
     grid = Grid((40, 50), 0.5)
     points = grid.points()
