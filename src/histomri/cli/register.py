@@ -27,7 +27,7 @@ HELP = "bring one image onto another: two sections, a photograph, two volumes"
 DESCRIPTION = """\
 Finds the transform that brings MOVING onto FIXED from no initial guess, deformation included, and writes to DIR:
 registered.* (MOVING on the grid of FIXED), fixed_to_moving and moving_to_fixed (ITK, .tfm or .h5), points.csv with --points,
-and result.json (status, reason, metric before and after, folding, seconds, peak memory). FIXED and MOVING are two images: PNG,
+and result.json (status, reason, metric, folding, seconds of the registration and in all, peak memory). FIXED and MOVING: PNG,
 JPEG, TIFF, a slide file, an OME-Zarr image or a level of it (image.ome.zarr/1), or two NIfTI volumes. An image without a
 spacing counts in pixels. Exit status: 0 when it converged or stopped, 1 when it failed."""
 POINTS_HELP = (
@@ -274,6 +274,7 @@ def _write(
             record["files"] = {"registered": image.name, "fixed_to_moving": forward.name, "moving_to_fixed": backward.name}
             if points is not None:
                 _write_points(folder / registered.POINTS, moving, result, *points)
+        record["registration_seconds"] = round(result.seconds, 3)
         record["seconds"] = round(time.perf_counter() - args.started, 3)
         record["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
         write_json(folder / registered.RESULT, record)

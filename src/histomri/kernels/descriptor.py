@@ -12,7 +12,7 @@ Array = NDArray[np.float32]
 OFFSETS = ((0, 1), (1, -1), (1, 0), (1, 1))
 
 
-@njit(parallel=True, cache=True, fastmath=True)
+@njit(parallel=True, cache=True, fastmath=True, nogil=True)
 def _squares(image, reach, out):  # type: ignore[no-untyped-def]
     """``(I(p) - I(p + r))^2`` for the four offsets, edges replicated, on a canvas ``reach`` wider on every side."""
     height, width = image.shape
@@ -28,8 +28,8 @@ def _squares(image, reach, out):  # type: ignore[no-untyped-def]
             out[0, i, j], out[1, i, j], out[2, i, j], out[3, i, j] = a * a, b * b, c * c, d * d
 
 
-@njit(parallel=True, cache=True, fastmath=True)
-def _describe(distance, variance, low, high, reach, out):  # type: ignore[no-untyped-def]
+@njit(parallel=True, cache=True, fastmath=True, nogil=True)
+def _describe(distance, variance, low, high, reach, size, out):  # type: ignore[no-untyped-def]
     for row in prange(out.shape[0]):
         i = np.int64(row)
         for j in range(out.shape[1]):
@@ -47,10 +47,10 @@ def _describe(distance, variance, low, high, reach, out):  # type: ignore[no-unt
             for k in range(1, 8):
                 least = min(least, out[i, j, k])
             for k in range(8):
-                out[i, j, k] = np.exp((out[i, j, k] - least) * scale) - np.float32(0.5)
+                out[i, j, k] = size * (np.exp((out[i, j, k] - least) * scale) - np.float32(0.5))
 
 
-@njit(parallel=True, cache=True, fastmath=True)
+@njit(parallel=True, cache=True, fastmath=True, nogil=True)
 def _mean_distance(distance, reach, out):  # type: ignore[no-untyped-def]
     for row in prange(out.shape[0]):
         i = np.int64(row)
@@ -62,9 +62,10 @@ def _mean_distance(distance, reach, out):  # type: ignore[no-untyped-def]
             out[i, j] = total * np.float32(0.125)
 
 
-def mind_plane(image: Array, inside: NDArray[np.bool_], sigma_px: float = 1.0, reach: int = 2) -> Array:
-    """The 8 channels (y, x, 8) of ``features.mind``, channels last and nowhere set to 0; ``inside`` only sets its noise level.
+def mind_plane(image: Array, inside: NDArray[np.bool_], sigma_px: float = 1.0, reach: int = 2, size: float = 1.0) -> Array:
+    """The 8 channels (y, x, 8) of ``features.mind``, ``size`` times, channels last and nowhere set to 0.
 
+    ``inside`` only sets its noise level.
     ``S_r = exp(-(D_r - min D) / V) - 1/2`` with ``D_r = G_sigma * (I(p) - I(p + r))^2`` and V the mean of D, bounded to 0.05
     to 50 times its median inside.
     """
@@ -78,5 +79,5 @@ def mind_plane(image: Array, inside: NDArray[np.bool_], sigma_px: float = 1.0, r
     chosen = variance[inside]
     middle = float(np.median(chosen[:: max(1, chosen.size // 20_000)])) if chosen.size else 1.0
     out = np.empty((*image.shape, 8), np.float32)
-    _describe(squares, variance, np.float32(0.05 * middle + 1e-6), np.float32(50 * middle + 2e-6), reach, out)
+    _describe(squares, variance, np.float32(0.05 * middle + 1e-6), np.float32(50 * middle + 2e-6), reach, np.float32(size), out)
     return out

@@ -30,7 +30,7 @@ def _bilinear(field, y, x):  # type: ignore[no-untyped-def]
     )
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True, cache=True, nogil=True)
 def _displace(field, points, out):  # type: ignore[no-untyped-def]
     for i in prange(points.shape[0]):
         y, x = points[i, 0], points[i, 1]
@@ -40,7 +40,7 @@ def _displace(field, points, out):  # type: ignore[no-untyped-def]
             out[i, 0], out[i, 1] = _bilinear(field, y, x)
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True, cache=True, nogil=True)
 def _invert(field, points, tolerance, iterations, out):  # type: ignore[no-untyped-def]
     for i in prange(points.shape[0]):
         qy, qx = points[i, 0], points[i, 1]

@@ -8,8 +8,8 @@ than the images have pixels, so the pass over the pixels is all that costs. For 
 
     T_n = sum w sum_c g_c g_c^T  (yy, yx, xx),  b_n = sum w sum_c r_c g_c  (y, x),  E_n = sum w e,  W_n = sum v
 
-c runs over the channels of a descriptor and one more, the tone, which counts ``|a(p)|`` times and is compared with
-``sign(a) f``: a, the gain, says how far, and with which sign, the tones agree about p.
+c runs over the channels of a descriptor, the outline if there is one, and one more, the tone, which counts ``|a(p)|`` times and
+is compared with ``sign(a) f``: a, the gain, says how far, and with which sign, the tones agree about p.
 o is the offset of the fixed image's corner in the moving one. Where q leaves the moving image the weight is 0: what was not
 imaged says nothing.
 """
@@ -25,6 +25,8 @@ from numba import njit, prange
 from numpy.typing import NDArray
 
 from histomri.backend import array_module
+from histomri.kernels.channel_vectors import SCRATCH, WIDTH, block_sum, collect, compare
+from histomri.kernels.run_vectors import pointer
 
 Array = NDArray[np.float32]
 TERMS = 7
@@ -47,25 +49,63 @@ def _between(field, y, x):  # type: ignore[no-untyped-def]
     )
 
 
-@njit(parallel=True, cache=True, fastmath=True)
-def _node_terms(fixed, moving, fixed_tone, moving_tone, gain, fixed_weight, moving_weight, field, stride, offset, scale, out):  # type: ignore[no-untyped-def]
+@njit(inline="always")
+def _plain(m00, m01, m10, m11, fy, fx, here, up, down, left, right, size, sign):  # type: ignore[no-untyped-def]
+    """Residual and slopes (y, x) of one channel that counts ``size`` times, the fixed image ``sign`` times."""
+    half = np.float32(0.5)
+    top, bottom = m00 + (m01 - m00) * fx, m10 + (m11 - m10) * fx
+    r = top + (bottom - top) * fy - sign * here
+    gy = bottom - top + sign * half * (down - up)
+    gx = (m01 - m00) + ((m11 - m10) - (m01 - m00)) * fy + sign * half * (right - left)
+    return size * r, size * half * gy, size * half * gx
+
+
+@njit(inline="always")
+def _plane(moving, iy, ix, fy, fx, fixed, i, j, up, down, left, right, size):  # type: ignore[no-untyped-def]
+    """:func:`_plain` of two planes at a cell of the moving one and a pixel of the fixed one, the sign that of ``size``."""
+    m00, m01, m10, m11 = moving[iy, ix], moving[iy, ix + 1], moving[iy + 1, ix], moving[iy + 1, ix + 1]
+    f, above, below, before, after = fixed[i, j], fixed[up, j], fixed[down, j], fixed[i, left], fixed[i, right]
+    return _plain(m00, m01, m10, m11, fy, fx, f, above, below, before, after, abs(size), math.copysign(ONE, size))
+
+
+@njit(parallel=True, cache=True, fastmath=True, nogil=True)
+def _node_terms(still, other, gain, field, stride, offset, scale, out):  # type: ignore[no-untyped-def]
+    fixed, fixed_outline, fixed_tone, fixed_weight = still
+    moving, moving_outline, moving_tone, moving_weight = other
     height, width = fixed.shape[0], fixed.shape[1]
-    channels = fixed.shape[2]
+    outlined = fixed_outline.shape[0] == height
+    across, last, rows = moving.shape[1], field.shape[1] - 1, field.shape[0] - 1
     tall, wide = np.float32(moving.shape[0] - 1), np.float32(moving.shape[1] - 1)
     step, half, zero = ONE / np.float32(stride), np.float32(0.5), np.float32(0)
     shift = half * step - half
+    fixed_start, moving_start = pointer(fixed), pointer(moving)
     for line in prange(out.shape[0]):
         row = np.int64(line)
+        kept = np.zeros(SCRATCH, np.float32)
+        scratch = pointer(kept)
         for column in range(out.shape[1]):
+            before, after = max(column - 1, 0), min(column + 1, last)
             syy = syx = sxx = sy = sx = se = sw = zero
             for i in range(row * stride, min((row + 1) * stride, height)):
                 up, down = max(i - 1, 0), min(i + 1, height - 1)
+                # the displacement along this line of pixels, at the nodes before, of and after the block
+                part = np.float32(i) * step + shift
+                part = min(max(part, zero), np.float32(rows))
+                low = int(part)
+                high, part = min(low + 1, rows), part - np.float32(low)
+                ay = field[low, before, 0] + part * (field[high, before, 0] - field[low, before, 0])
+                ax = field[low, before, 1] + part * (field[high, before, 1] - field[low, before, 1])
+                oy = field[low, column, 0] + part * (field[high, column, 0] - field[low, column, 0])
+                ox = field[low, column, 1] + part * (field[high, column, 1] - field[low, column, 1])
+                zy = field[low, after, 0] + part * (field[high, after, 0] - field[low, after, 0])
+                zx = field[low, after, 1] + part * (field[high, after, 1] - field[low, after, 1])
                 for j in range(column * stride, min((column + 1) * stride, width)):
                     w = fixed_weight[i, j]
                     if w == zero:
                         continue
-                    uy, ux = _between(field, np.float32(i) * step + shift, np.float32(j) * step + shift)
-                    y, x = np.float32(i + offset[0]) + uy, np.float32(j + offset[1]) + ux
+                    ahead = np.float32(j - column * stride) * step + shift
+                    y = np.float32(i + offset[0]) + oy + ahead * ((oy - ay) if ahead < zero else (zy - oy))
+                    x = np.float32(j + offset[1]) + ox + ahead * ((ox - ax) if ahead < zero else (zx - ox))
                     if not (zero <= y < tall and zero <= x < wide):
                         continue
                     iy, ix = int(y), int(x)
@@ -74,37 +114,39 @@ def _node_terms(fixed, moving, fixed_tone, moving_tone, gain, fixed_weight, movi
                     if w == zero:
                         continue
                     left, right = max(j - 1, 0), min(j + 1, width - 1)
-                    tyy = tyx = txx = by = bx = e = zero
-                    for c in range(channels):
-                        m00, m01 = moving[iy, ix, c], moving[iy, ix + 1, c]
-                        m10, m11 = moving[iy + 1, ix, c], moving[iy + 1, ix + 1, c]
-                        top, bottom = m00 + (m01 - m00) * fx, m10 + (m11 - m10) * fx
-                        r = top + (bottom - top) * fy - fixed[i, j, c]
-                        gy = half * (bottom - top + half * (fixed[down, j, c] - fixed[up, j, c]))
-                        gx = (m01 - m00) + ((m11 - m10) - (m01 - m00)) * fy
-                        gx = half * (gx + half * (fixed[i, right, c] - fixed[i, left, c]))
-                        tyy += gy * gy
-                        tyx += gy * gx
-                        txx += gx * gx
-                        by += r * gy
-                        bx += r * gx
-                        e += r * r
+                    tyy = tyx = txx = by = bx = zero
+                    here = i * width
+                    near = (
+                        (here + j) * WIDTH,
+                        (up * width + j) * WIDTH,
+                        (down * width + j) * WIDTH,
+                        (here + left) * WIDTH,
+                        (here + right) * WIDTH,
+                    )
+                    corner = (iy * across + ix) * WIDTH
+                    corners = (corner, corner + across * WIDTH)
+                    e = compare(moving_start, corners, fixed_start, near, (fy, fx), scratch)
+                    if outlined:
+                        r, gy, gx = _plane(moving_outline, iy, ix, fy, fx, fixed_outline, i, j, up, down, left, right, ONE)
+                        tyy, tyx, txx, by, bx, e = (
+                            tyy + gy * gy,
+                            tyx + gy * gx,
+                            txx + gx * gx,
+                            by + r * gy,
+                            bx + r * gx,
+                            e + r * r,
+                        )
                     a = gain[i, j]
                     if a != zero:
-                        m00, m01 = moving_tone[iy, ix], moving_tone[iy, ix + 1]
-                        m10, m11 = moving_tone[iy + 1, ix], moving_tone[iy + 1, ix + 1]
-                        top, bottom = m00 + (m01 - m00) * fx, m10 + (m11 - m10) * fx
-                        sign, a = math.copysign(ONE, a), abs(a)
-                        r = a * (top + (bottom - top) * fy - sign * fixed_tone[i, j])
-                        gy = a * half * (bottom - top + sign * half * (fixed_tone[down, j] - fixed_tone[up, j]))
-                        gx = (m01 - m00) + ((m11 - m10) - (m01 - m00)) * fy
-                        gx = a * half * (gx + sign * half * (fixed_tone[i, right] - fixed_tone[i, left]))
-                        tyy += gy * gy
-                        tyx += gy * gx
-                        txx += gx * gx
-                        by += r * gy
-                        bx += r * gx
-                        e += r * r
+                        r, gy, gx = _plane(moving_tone, iy, ix, fy, fx, fixed_tone, i, j, up, down, left, right, a)
+                        tyy, tyx, txx, by, bx, e = (
+                            tyy + gy * gy,
+                            tyx + gy * gx,
+                            txx + gx * gx,
+                            by + r * gy,
+                            bx + r * gx,
+                            e + r * r,
+                        )
                     trust = scale / (scale + e)
                     se += w * trust * e
                     sw += w
@@ -114,18 +156,31 @@ def _node_terms(fixed, moving, fixed_tone, moving_tone, gain, fixed_weight, movi
                     sxx += w * txx
                     sy += w * by
                     sx += w * bx
-            out[row, column, 0], out[row, column, 1], out[row, column, 2] = syy, syx, sxx
-            out[row, column, 3], out[row, column, 4] = sy, sx
+                    collect(scratch, w)
+            out[row, column, 0] = syy + block_sum(scratch, 0)
+            out[row, column, 1] = syx + block_sum(scratch, 1)
+            out[row, column, 2] = sxx + block_sum(scratch, 2)
+            out[row, column, 3] = sy + block_sum(scratch, 3)
+            out[row, column, 4] = sx + block_sum(scratch, 4)
             out[row, column, 5], out[row, column, 6] = se, sw
 
 
 @dataclass(frozen=True, eq=False)
 class Looks:
-    """One image as it is compared: descriptor (y, x, c), tone (y, x) and weight (y, x), all float32."""
+    """One image as it is compared: descriptor (y, x, 8), tone, weight and outline, (y, x) each, all float32.
+
+    The outline is one more channel that counts as it is; either both images have one or none does.
+    """
 
     descriptor: Array
     tone: Array
     weight: Array
+    outline: Array | None = None
+
+
+def _planes(look: Looks) -> tuple[Array, Array, Array, Array]:
+    outline = np.zeros((0, 0), np.float32) if look.outline is None else look.outline
+    return look.descriptor, outline, look.tone, look.weight
 
 
 def node_terms(
@@ -138,8 +193,7 @@ def node_terms(
     """
     out = np.empty((*field.shape[:2], TERMS), np.float32)
     robust = np.float32(min(scale, 1e9))
-    images = fixed.descriptor, moving.descriptor, fixed.tone, moving.tone, gain, fixed.weight, moving.weight
-    _node_terms(*images, field, stride, offset, robust, out)
+    _node_terms(_planes(fixed), _planes(moving), gain, field, stride, offset, robust, out)
     return out
 
 
@@ -157,11 +211,12 @@ def node_terms_reference(
     nearest = xp.clip(xp.floor(q + 0.5), 0, last).astype(int)
     v = fixed.weight * seen * moving.weight[nearest[..., 0], nearest[..., 1]]
     sign = xp.where(gain < 0, -1.0, 1.0)[..., None]
-    ones = xp.ones((*gain.shape, fixed.descriptor.shape[-1]))
+    shapes = [_shapes_reference(xp, look) for look in (fixed, moving)]
+    ones = xp.ones(shapes[0].shape)
     size = xp.concatenate([ones, xp.abs(gain)[..., None]], axis=-1)
-    f = xp.concatenate([fixed.descriptor, sign * fixed.tone[..., None]], axis=-1)
-    value, slope = _linear_reference(xp.concatenate([moving.descriptor, moving.tone[..., None]], axis=-1), q)
-    own = _slope_reference(xp, xp.concatenate([fixed.descriptor, fixed.tone[..., None]], axis=-1))
+    f = xp.concatenate([shapes[0], sign * fixed.tone[..., None]], axis=-1)
+    value, slope = _linear_reference(xp.concatenate([shapes[1], moving.tone[..., None]], axis=-1), q)
+    own = _slope_reference(xp, xp.concatenate([shapes[0], fixed.tone[..., None]], axis=-1))
     own = own * xp.concatenate([ones, sign], axis=-1)[..., None, :]
     r, g = size * (value - f), size[..., None, :] * (slope + own) / 2
     e = (r**2).sum(axis=-1)
@@ -170,6 +225,11 @@ def node_terms_reference(
     terms = [w * tensor[..., 0, 0], w * tensor[..., 0, 1], w * tensor[..., 1, 1], w * force[..., 0], w * force[..., 1], w * e, v]
     blocks = xp.stack(terms, axis=-1).reshape(height // stride, stride, width // stride, stride, TERMS)
     return blocks.sum(axis=(1, 3))
+
+
+def _shapes_reference(xp: Any, look: Looks) -> Any:
+    """Descriptor and outline as channels."""
+    return look.descriptor if look.outline is None else xp.concatenate([look.descriptor, look.outline[..., None]], axis=-1)
 
 
 def _linear_reference(values: Any, index: Any) -> tuple[Any, Any]:
@@ -193,7 +253,7 @@ def _slope_reference(xp: Any, values: Any) -> Any:
     return xp.stack([padded[2:, 1:-1] - padded[:-2, 1:-1], padded[1:-1, 2:] - padded[1:-1, :-2]], axis=-2) / 2
 
 
-@njit(parallel=True, cache=True, fastmath=True)
+@njit(parallel=True, cache=True, fastmath=True, nogil=True)
 def _relax(system, alpha, update, colour):  # type: ignore[no-untyped-def]
     rows, columns = update.shape[0], update.shape[1]
     for line in prange(rows):
@@ -245,7 +305,7 @@ def laplacian(field: Array) -> Array:
     return out
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True, cache=True, nogil=True)
 def _compose(field, update, step, out):  # type: ignore[no-untyped-def]
     for line in prange(field.shape[0]):
         i = np.int64(line)
@@ -262,7 +322,7 @@ def composed(field: Array, update: Array, stride: int) -> Array:
     return out
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True, cache=True, nogil=True)
 def _least_jacobian(field, step, out):  # type: ignore[no-untyped-def]
     for line in prange(field.shape[0] - 1):
         i = np.int64(line)

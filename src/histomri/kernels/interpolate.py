@@ -243,7 +243,7 @@ def _keep(reals, integers, doubles, offsets):  # type: ignore[no-untyped-def]
     reals[0] = integers[0] = doubles[0] = offsets[0] = 0
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True, cache=True, nogil=True)
 def _warp_nearest(values, whole, real, matrix, dense, coarse, out):  # type: ignore[no-untyped-def]
     rows, width, channels = whole[1, 0] * whole[1, 1], whole[1, 2], whole[3, 0]
     together = max(1, BLOCK // max(width, 1))
@@ -259,7 +259,7 @@ def _warp_nearest(values, whole, real, matrix, dense, coarse, out):  # type: ign
         _keep(reals, integers, doubles, offsets)
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True, cache=True, nogil=True)
 def _warp(values, whole, real, matrix, dense, coarse, out, slopes):  # type: ignore[no-untyped-def]
     rows, width, channels, ndim = whole[1, 0] * whole[1, 1], whole[1, 2], whole[3, 0], whole[5, 0]
     together = max(1, BLOCK // max(width, 1))
@@ -521,7 +521,7 @@ def _product(factors: Sequence[Any]) -> Any:
     return whole
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True, cache=True, nogil=True)
 def _warp_2d(moving, matrix, field, use_field, out):  # type: ignore[no-untyped-def]
     height, width = moving.shape[0], moving.shape[1]
     for r in prange(out.shape[0]):
@@ -551,7 +551,7 @@ def _warp_2d(moving, matrix, field, use_field, out):  # type: ignore[no-untyped-
                 out[r, c, k] = a * moving[y0, x0, k] + b * moving[y0, x1, k] + d * moving[y1, x0, k] + e * moving[y1, x1, k]
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=True, cache=True, nogil=True)
 def _sample_3d(moving, matrix, points, out):  # type: ignore[no-untyped-def]
     depth, height, width = moving.shape[0], moving.shape[1], moving.shape[2]
     for i in prange(points.shape[0]):

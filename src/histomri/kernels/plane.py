@@ -35,7 +35,7 @@ def _at(lattice, step, y, x, c):  # type: ignore[no-untyped-def]  # pragma: no c
     return top * (1 - fy) + bottom * fy
 
 
-@numba.njit(parallel=True, cache=True)
+@numba.njit(parallel=True, cache=True, nogil=True)
 def _nearest(volume, lattice, step, out):  # type: ignore[no-untyped-def]  # pragma: no cover
     nz, ny, nx = volume.shape
     for y in numba.prange(out.shape[0]):
@@ -47,7 +47,7 @@ def _nearest(volume, lattice, step, out):  # type: ignore[no-untyped-def]  # pra
                 out[y, x] = volume[k, j, i]
 
 
-@numba.njit(parallel=True, cache=True)
+@numba.njit(parallel=True, cache=True, nogil=True)
 def _linear(volume, lattice, step, out):  # type: ignore[no-untyped-def]  # pragma: no cover
     nz, ny, nx = volume.shape
     for y in numba.prange(out.shape[0]):

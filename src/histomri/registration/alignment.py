@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,15 +37,23 @@ class Guide:
     """What the user knows beforehand. ``search`` False: the images lie about right in their world already.
 
     ``landmarks`` are corresponding points, fixed and moving, each (n, ndim) in mm and array order; they guide, and need not be
-    exact.
+    exact. ``outlines``: the masks of both images were given, so they end where the tissue does.
     """
 
     search: bool = True
     landmarks: tuple[Float, Float] | None = None
+    outlines: bool = False
+
+    def seen_under(self, matrix: Float) -> Guide:
+        """The same with the moving image in the world that ``matrix`` (3, 3) maps to its own."""
+        if self.landmarks is None:
+            return self
+        fixed, moving = self.landmarks
+        return replace(self, landmarks=(fixed, (moving - matrix[:2, 2]) @ np.linalg.inv(matrix[:2, :2]).T))
 
     def turned_round(self) -> Guide:
         """The same for the moving image as the fixed one."""
-        return Guide(self.search, None if self.landmarks is None else self.landmarks[::-1])
+        return self if self.landmarks is None else replace(self, landmarks=self.landmarks[::-1])
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from histomri.core import Grid, Image
 from histomri.registration.alignment import Progress, View, silent
-from histomri.registration.node_flow import Bending, Level, Pyramid, bend, finer, make_levels
+from histomri.registration.node_flow import Bending, Level, Pyramid, bend, finer, make_both_ways, make_levels
+from histomri.registration.together import together
 from histomri.transforms.displacement import DisplacementField
 
 Float = NDArray[np.float64]
@@ -70,6 +72,8 @@ class Joint:
 
     def terms(self, field: Array, gain: Sequence[Array]) -> Array:
         """The Gauss-Newton sums on the nodes."""
+        if self.weights == (1.0,):
+            return self.levels[0].terms(field, gain[0])
         parts = zip(self.levels, self.weights, gain, strict=True)
         total: Array = np.sum([np.float32(w) * level.terms(field, g) for level, w, g in parts], axis=0, dtype=np.float32)
         return total
@@ -121,18 +125,57 @@ def bend_onto(
 
     ``matrix`` (3, 3) maps the goals' world (mm) to the moving image's. ``pins`` of a level draw its nodes (``node_flow.bend``).
     """
-    nodes, costs, status = None, [], "stopped"
+    way = _Way(plan)
     for done, grid in enumerate(grids):
         coarser = len(grids) - 1 - done
         progress(0.25**coarser, f"deforming at {max(grid.shape)} px")
         levels = make_levels([g.plane for g in goals], moving, matrix, grid, plan.stride, plan.robust, plan.outline)
-        level = Joint(levels, tuple(g.weight for g in goals))
-        nodes = np.zeros((*level.nodes, 2), np.float32) if nodes is None else finer(nodes, level.nodes)
-        stiff = replace(plan.bending, alpha=plan.bending.alpha * plan.stiffer**coarser)
-        nodes, cost, status = bend(level, nodes, stiff, pins(levels[0]))
-        costs.append(cost)
-    assert nodes is not None
-    return Bent(displacement(grids[-1], plan.stride, nodes), tuple(costs), status)
+        way = way.along(Joint(levels, tuple(g.weight for g in goals)), coarser, pins(levels[0]))
+    return way.ended(grids[-1])
+
+
+def bend_both_ways(
+    planes: tuple[Pyramid, Pyramid],
+    matrix: Float,
+    grids: Sequence[Grid],
+    plan: Plan,
+    pins: Sequence[Callable[[Level], Array | None]],
+    progress: Progress = silent,
+) -> tuple[Bent, Bent]:
+    """:func:`bend_onto` of the second plane on the first, and of the first on the second as it lies in the first one's world.
+
+    Both displacements are over ``grids``. ``pins``: of the one and of the other.
+    """
+    ways = [_Way(plan), _Way(plan)]
+    for done, grid in enumerate(grids):
+        coarser = len(grids) - 1 - done
+        progress(0.25**coarser, f"deforming at {max(grid.shape)} px")
+        levels = make_both_ways(planes, matrix, grid, plan.stride, plan.robust, plan.outline)
+        parts = zip(ways, levels, pins, strict=True)
+        ways = together([partial(way.along, Joint((level,), (1.0,)), coarser, pin(level)) for way, level, pin in parts])
+    return ways[0].ended(grids[-1]), ways[1].ended(grids[-1])
+
+
+@dataclass(frozen=True, eq=False)
+class _Way:
+    """How far a bending has come: its displacement on the last level's nodes, in pixels, and each level's cost."""
+
+    plan: Plan
+    nodes: Array | None = None
+    costs: tuple[float, ...] = ()
+    status: str = "stopped"
+
+    def along(self, level: Joint, coarser: int, pins: Array | None) -> _Way:
+        """After the next level, below which ``coarser`` ones are to come."""
+        start = np.zeros((*level.nodes, 2), np.float32) if self.nodes is None else finer(self.nodes, level.nodes)
+        stiff = replace(self.plan.bending, alpha=self.plan.bending.alpha * self.plan.stiffer**coarser)
+        nodes, cost, status = bend(level, start, stiff, pins)
+        return _Way(self.plan, nodes, (*self.costs, cost), status)
+
+    def ended(self, grid: Grid) -> Bent:
+        """The displacement on the nodes over the finest grid."""
+        assert self.nodes is not None
+        return Bent(displacement(grid, self.plan.stride, self.nodes), self.costs, self.status)
 
 
 def bend_plane(goals: Sequence[Goal], moving: Pyramid, matrix: Float, plane: Grid, plan: Plan) -> DisplacementField:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 import cv2
@@ -17,12 +18,15 @@ from histomri.kernels.flow_nodes import Looks, composed, least_jacobian, node_te
 from histomri.kernels.interpolate import warp_2d
 from histomri.registration.alignment import View
 from histomri.registration.groups import generators
+from histomri.registration.together import together
 
 Float = NDArray[np.float64]
 Array = NDArray[np.float32]
 Bool = NDArray[np.bool_]
 MARGIN_SHARE = 0.02
 EDGE_PX = 4
+OVERSAMPLED = 2.0
+BLUR = 0.35
 DESCRIPTOR = 0.3
 TONE_PX = 3.0
 TONE_REACH_PX = 8.0
@@ -30,10 +34,14 @@ TONE_REACH_PX = 8.0
 
 @dataclass(frozen=True, eq=False)
 class Pyramid:
-    """A view at its own spacing, halved again and again: planes (y, x, 2) of image and mask, finest first, and their grids."""
+    """A view at its own spacing, halved again and again: planes (y, x, 2) of image and mask, finest first, and their grids.
+
+    ``placed`` (3, 3) maps the world in which it is seen to its own.
+    """
 
     grids: tuple[Grid, ...]
     planes: tuple[Array, ...]
+    placed: Float = field(default_factory=lambda: np.eye(3))
 
     @staticmethod
     def of(view: View, least_px: int = 24) -> Pyramid:
@@ -49,6 +57,10 @@ class Pyramid:
             planes.append(plane)
         return Pyramid(tuple(grids), tuple(planes))
 
+    def under(self, matrix: Float) -> Pyramid:
+        """The same as it is seen from the world that ``matrix`` (3, 3) maps to this one."""
+        return replace(self, placed=self.placed @ matrix)
+
     @property
     def spacing_mm(self) -> float:
         """The finest spacing."""
@@ -56,10 +68,12 @@ class Pyramid:
 
     def on(self, grid: Grid, matrix: Float) -> Array:
         """Image, mask and whether it was imaged at all, (y, x, 3), on a grid that ``matrix`` takes to this view's world."""
+        matrix = self.placed @ matrix
         step = np.linalg.norm(matrix[:2, :2] @ grid.direction * grid.spacing_mm, axis=0).min()
-        level = max((i for i, g in enumerate(self.grids) if float(g.spacing_mm.max()) <= 1.01 * step), default=0)
+        # from twice as fine on: where the pixels of a coarse plane happened to fall must not matter
+        level = max((i for i, g in enumerate(self.grids) if OVERSAMPLED * float(g.spacing_mm.max()) <= 1.01 * step), default=0)
         plane, source = self.planes[level], self.grids[level]
-        blur = float(np.sqrt(max((step / float(source.spacing_mm.max())) ** 2 - 1, 0))) * 0.5
+        blur = float(np.sqrt(max((step / float(source.spacing_mm.max())) ** 2 - 1, 0))) * BLUR
         if blur > 0.2:
             plane = np.asarray(cv2.GaussianBlur(plane, (0, 0), blur, borderType=cv2.BORDER_REPLICATE), np.float32)
         onto = source.world_to_index @ matrix @ grid.index_to_world
@@ -132,28 +146,67 @@ def make_levels(
 
     ``outline``: how much the masks themselves count, as a channel beside the descriptor's.
     """
-    pad = EDGE_PX + round(0.06 * max(grid.shape))
-    wide = grid.crop((-pad, -pad), np.asarray(grid.shape) + pad)
-    other = moving.on(wide, matrix)
-    looks = Looks(_features(other, outline), _tone(other), _imaged(other))
+    pad = _margin(grid)
+    other = moving.on(grid.crop((-pad, -pad), np.asarray(grid.shape) + pad), matrix)
+    looks = _looks(other, outline)
     inner = other[pad:-pad, pad:-pad, 1]
     still = (_looks_near(f.on(grid, np.eye(3)), inner, outline) for f in fixed)
     return tuple(Level(grid, s, looks, pad, stride, robust) for s in still)
 
 
+def make_both_ways(
+    planes: tuple[Pyramid, Pyramid], matrix: Float, grid: Grid, stride: int, robust: float, outline: float = 0.0
+) -> tuple[Level, Level]:
+    """Two views on ``grid``, the second one under ``matrix``: the level that takes the first for fixed, and the other way round.
+
+    What is compared of each is computed once for both.
+    """
+    pad = _margin(grid)
+    wide = grid.crop((-pad, -pad), np.asarray(grid.shape) + pad)
+    placed = (planes[0], np.eye(3)), (planes[1], matrix)
+    seen = together([partial(plane.on, wide, onto) for plane, onto in placed])
+    looks = together([partial(_looks, plane, outline) for plane in seen])
+    near = _near(*(plane[..., 1] for plane in seen))
+    first, second = (Level(grid, _inner(still, near, pad), other, pad, stride, robust) for still, other in (looks, looks[::-1]))
+    return first, second
+
+
+def _margin(grid: Grid) -> int:
+    """Pixels by which the moving image reaches further."""
+    return EDGE_PX + round(0.06 * max(grid.shape))
+
+
+def _looks(plane: Array, outline: float) -> Looks:
+    return Looks(_features(plane), _tone(plane), _imaged(plane), _outline(plane, outline))
+
+
+def _inner(looks: Looks, near: Array, pad: int) -> Looks:
+    """The looks without a margin, with weight only ``near`` tissue."""
+    planes = (looks.descriptor, looks.tone, looks.weight * near, looks.outline)
+    descriptor, tone, weight, outline = (None if p is None else np.ascontiguousarray(p[pad:-pad, pad:-pad]) for p in planes)
+    assert descriptor is not None and tone is not None and weight is not None
+    return Looks(descriptor, tone, weight, outline)
+
+
 def _looks_near(still: Array, moving_mask: Array, outline: float) -> Looks:
     """The fixed plane (y, x, 3) with weight where either image has tissue, and a little around it."""
-    tissue = np.maximum(still[..., 1], moving_mask) > 0.1
-    near = cv2.dilate(tissue.astype(np.uint8), np.ones((2 * EDGE_PX + 1,) * 2, np.uint8))
-    return Looks(_features(still, outline), _tone(still), near.astype(np.float32) * _imaged(still))
+    looks = _looks(still, outline)
+    return replace(looks, weight=_near(still[..., 1], moving_mask) * looks.weight)
 
 
-def _features(plane: Array, outline: float) -> Array:
+def _near(*masks: Array) -> Array:
+    """1 where any of the images has tissue, and a little around it, 0 elsewhere."""
+    tissue = np.maximum(*masks) > 0.1
+    return cv2.dilate(tissue.astype(np.uint8), np.ones((2 * EDGE_PX + 1,) * 2, np.uint8)).astype(np.float32)
+
+
+def _features(plane: Array) -> Array:
     # the square root brings strong and pale stains closer before their differences are squared
-    texture = mind_plane(np.sqrt(np.maximum(plane[..., 0], 0)), plane[..., 1] > 0.5) * np.float32(DESCRIPTOR)
-    if outline == 0:
-        return texture
-    return np.concatenate([texture, np.float32(outline) * _blur(plane[..., 1], 1.0)[..., None]], axis=-1)
+    return mind_plane(np.sqrt(np.maximum(plane[..., 0], 0)), plane[..., 1] > 0.5, size=DESCRIPTOR)
+
+
+def _outline(plane: Array, outline: float) -> Array | None:
+    return None if outline == 0 else np.float32(outline) * _blur(plane[..., 1], 1.0)
 
 
 def _tone(plane: Array) -> Array:
@@ -186,37 +239,55 @@ def fit_matrix(level: Level, model: str, iterations: int, tone: float = 0.0) -> 
     state, best = np.eye(3), (np.eye(3), np.inf)
     total = max(float(level.fixed.weight.sum(dtype=np.float64)), 1e-9)
     positions, chance = level.positions(), level.chance()
+    linear = LinearModel.of(model, positions)
     gain = level.tone_gain(np.zeros((*level.nodes, 2), np.float32), tone)
     for _ in range(iterations):
         field = (positions @ (state[:2, :2] - np.eye(2)).T + state[:2, 2]).astype(np.float32)
         terms = level.terms(field, gain).astype(np.float64)
         cost = (float(terms[..., 5].sum()) / chance + total - float(terms[..., 6].sum())) / total
-        if not cost < best[1] * (1 - 1e-4):
+        if not cost < best[1] * (1 - LINEAR_TOLERANCE):
             return (state, cost) if cost < best[1] else best
         best = (state, cost)
-        state = state @ _linear_step(terms, positions, model)
+        state = state @ linear.step(terms)
     return best
 
 
-def _linear_step(terms: Float, positions: Float, model: str) -> Float:
-    """The Gauss-Newton step of a linear model, at most three pixels anywhere."""
-    centre = positions.reshape(-1, 2).mean(axis=0)
-    radius = float(np.abs(positions - centre).max()) or 1.0
-    scaled = np.concatenate([(positions - centre) / radius, np.ones((*positions.shape[:2], 1))], axis=-1)
-    # displacements of the parameters, as (2, 3) matrices on (y, x, 1)
-    basis_maps = np.stack(generators(model, 2))[:, :2]
-    basis = np.einsum("kab,ijb->ijak", basis_maps, scaled)
-    tensor = terms[..., [0, 1, 1, 2]].reshape(*terms.shape[:2], 2, 2)
-    hessian = np.einsum("ijak,ijab,ijbl->kl", basis, tensor, basis, optimize=True)
-    slope = np.einsum("ijak,ija->k", basis, terms[..., 3:5])
-    hessian += np.eye(len(slope)) * (1e-3 * np.trace(hessian) / len(slope) + 1e-12)
-    delta = -np.linalg.solve(hessian, slope)
-    delta *= min(1.0, 3.0 / max(float(np.abs(basis @ delta).max()), 1e-9))
-    step = np.eye(3)
-    move = np.tensordot(delta, basis_maps, axes=1)
-    step[:2, :2] += move[:, :2] / radius
-    step[:2, 2] = move[:, 2] - move[:, :2] @ centre / radius
-    return step
+@dataclass(frozen=True, eq=False)
+class LinearModel:
+    """Displacements of the nodes by the parameters of a linear model: ``basis`` (2, n, k), y and x, and its maps (k, 2, 3) of
+    positions relative to ``centre`` over ``radius``.
+    """
+
+    maps: Float
+    basis: Float
+    centre: Float
+    radius: float
+
+    @staticmethod
+    def of(model: str, positions: Float) -> LinearModel:
+        """A model by its name on nodes at ``positions`` (rows, columns, 2)."""
+        flat = positions.reshape(-1, 2)
+        centre = flat.mean(axis=0)
+        radius = float(np.abs(flat - centre).max()) or 1.0
+        scaled = np.concatenate([(flat - centre) / radius, np.ones((len(flat), 1))], axis=-1)
+        maps = np.stack(generators(model, 2))[:, :2]
+        return LinearModel(maps, np.einsum("kab,nb->ank", maps, scaled), centre, radius)
+
+    def step(self, terms: Float) -> Float:
+        """The Gauss-Newton step (3, 3) for the terms (rows, columns, 7), at most three pixels anywhere."""
+        yy, yx, xx, sy, sx = (terms[..., k].reshape(-1, 1) for k in range(5))
+        by, bx = self.basis
+        # without BLAS, whose sums depend on its number of threads
+        hessian = np.einsum("nk,nl->kl", by, yy * by + yx * bx) + np.einsum("nk,nl->kl", bx, yx * by + xx * bx)
+        slope = np.einsum("nk,na->k", by, sy) + np.einsum("nk,na->k", bx, sx)
+        hessian += np.eye(len(slope)) * (1e-3 * np.trace(hessian) / len(slope) + 1e-12)
+        delta = -np.linalg.solve(hessian, slope)
+        delta *= min(1.0, 3.0 / max(float(np.abs(np.einsum("ank,k->an", self.basis, delta)).max()), 1e-9))
+        step = np.eye(3)
+        move = np.tensordot(delta, self.maps, axes=1)
+        step[:2, :2] += move[:, :2] / self.radius
+        step[:2, 2] = move[:, 2] - move[:, :2] @ self.centre / self.radius
+        return step
 
 
 @dataclass(frozen=True)
@@ -238,6 +309,9 @@ class Bending:
 
 
 MIN_JACOBIAN = 0.1
+# of the terms: tensor and force, which make the system that is solved
+SYSTEM = 5
+LINEAR_TOLERANCE = 1e-4
 
 
 class Bendable(Protocol):
@@ -278,7 +352,7 @@ def bend(level: Bendable, field: Array, plan: Bending, pins: Array | None = None
             best, best_cost, stale = (field, cost, stale + 1) if cost < best_cost else (best, best_cost, stale + 1)
             if stale >= 2:
                 return best, best_cost, "converged"
-        terms = np.stack([smooth(terms[..., k], plan.window) for k in range(terms.shape[-1])], axis=-1)
+        terms = np.stack([smooth(terms[..., k], plan.window) for k in range(SYSTEM)], axis=-1)
         if pins is not None:
             _draw(terms, field, pins, unit)
         field = _advance(field, terms, level.stride, unit, plan)

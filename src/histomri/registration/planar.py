@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -12,11 +11,12 @@ from numpy.typing import NDArray
 from histomri.core import Grid, Image, RegistrationError
 from histomri.kernels.flow_nodes import least_jacobian
 from histomri.registration.alignment import Alignment, Guide, Progress, View, part, silent
-from histomri.registration.bending import COARSEST_PX, Bent, Goal, Plan, bend_onto, level_grids
+from histomri.registration.bending import COARSEST_PX, Plan, bend_both_ways, level_grids
 from histomri.registration.channels import make_channels
 from histomri.registration.node_flow import MIN_JACOBIAN, Level, Pyramid, fit_matrix, make_level, make_pins
 from histomri.registration.samples import Channels
 from histomri.registration.search import similarity_search
+from histomri.registration.together import together
 from histomri.transforms import Affine, Chain, DisplacementField
 
 Float = NDArray[np.float64]
@@ -37,7 +37,7 @@ class PlanarSettings:
     """Sizes are pixels along the longer side of the fixed image: ``working_px`` at most at the finest level, at least
     ``COARSEST_PX`` at the coarsest, ``search_px`` in the search over all angles (every ``step_deg``), both faces and ``scales``.
     ``candidates`` of it are refined, ``rivals`` of those that differ once more. ``plan``: how the deformation is sought,
-    its stiffness that of an image of ``working_px``.
+    its stiffness that of an image of ``working_px``; masks that the user gave count ``given_outline`` instead of its outline.
     """
 
     working_px: int = 1024
@@ -46,6 +46,7 @@ class PlanarSettings:
     scales: tuple[float, ...] = tuple(float(1.12**k) for k in range(-6, 7))
     candidates: int = 8
     rivals: int = 4
+    given_outline: float = 1.0
     plan: Plan = WITH_OUTLINE
 
 
@@ -61,7 +62,7 @@ def register_planar(
 
     Raises ``RegistrationError`` where an image holds no tissue.
     """
-    planes = Pyramid.of(fixed), Pyramid.of(moving)
+    planes = _pyramids(fixed, moving)
     progress(0.0, "searching")
     matrix = _start(fixed, moving, planes, guide, settings)
     grids = level_grids(fixed.image.grid, _finest_mm(planes, matrix, settings), COARSEST_PX, settings.plan.stride)
@@ -70,14 +71,20 @@ def register_planar(
         step, _ = fit_matrix(level, "affine", 15, settings.plan.bending.tone)
         matrix = matrix @ grid.index_to_world @ step @ grid.world_to_index
     plan = as_stiff_at(settings.plan, max(grids[-1].shape) / settings.working_px)
-    bent = _bent(planes, matrix, grids, guide, plan, part(progress, 0.3, 0.65))
-    scale = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
-    onto_moving = level_grids(moving.image.grid, scale * float(grids[-1].spacing_mm[0]), COARSEST_PX, settings.plan.stride)
-    back = planes[::-1], np.asarray(np.linalg.inv(matrix), np.float64), onto_moving, guide.turned_round()
-    field = half_way(bent.field, _bent(*back, plan, part(progress, 0.65, 1.0)).field, matrix)
+    plan = replace(plan, outline=settings.given_outline) if guide.outlines else plan
+    # both in the fixed frame, so that it does not matter how the moving image lies on its slide
+    seen = guide.seen_under(matrix)
+    pins = partial(_pins, guide=seen), partial(_pins, guide=seen.turned_round())
+    bent, back = bend_both_ways(planes, matrix, grids, plan, pins, part(progress, 0.3, 1.0))
+    field = half_way(bent.field, back.field)
     reason = "the cost no longer falls" if bent.status == "converged" else "the iterations ran out while the cost still fell"
     transform = Chain((field, Affine(matrix)))
     return Alignment(transform, bent.status, reason, "mind", bent.costs[0], bent.costs[-1], bent.costs)
+
+
+def _pyramids(fixed: View, moving: View) -> tuple[Pyramid, Pyramid]:
+    still, other = together([partial(Pyramid.of, view) for view in (fixed, moving)])
+    return still, other
 
 
 def as_stiff_at(plan: Plan, size: float) -> Plan:
@@ -88,22 +95,14 @@ def as_stiff_at(plan: Plan, size: float) -> Plan:
     return plan.with_stiffness(plan.bending.alpha * max(size, LEAST_SIZE) ** 2)
 
 
-def _bent(
-    planes: tuple[Pyramid, Pyramid], matrix: Float, grids: Sequence[Grid], guide: Guide, plan: Plan, progress: Progress
-) -> Bent:
-    """The second plane bent onto the first."""
-    return bend_onto([Goal(planes[0])], planes[1], matrix, grids, plan, partial(_pins, guide=guide, matrix=matrix), progress)
+def half_way(forward: DisplacementField, backward: DisplacementField) -> DisplacementField:
+    """The mean of a displacement u and of what one sought the other way round, v, says of it: ``(u(p) + q - p) / 2``.
 
-
-def half_way(forward: DisplacementField, backward: DisplacementField, matrix: Float) -> DisplacementField:
-    """The mean of a displacement u and of what one sought the other way round, v, says of it: ``(u(p) + A^-1 q - p) / 2``.
-
-    q is where ``q + v(q) = A p``. What chance decided differently in the two is halved, as is each one's bias to its own fixed
+    q is where ``q + v(q) = p``. What chance decided differently in the two is halved, as is each one's bias to its own fixed
     image (Christensen and Johnson 2001). u itself where the mean would fold.
     """
     points = forward.grid.points()
-    affine = Affine(matrix)
-    other = affine.inverse().map(backward.inverse().map(affine.map(points.reshape(-1, 2)))).reshape(points.shape) - points
+    other = backward.inverse().map(points.reshape(-1, 2)).reshape(points.shape) - points
     other = np.where(np.isfinite(other).all(axis=-1, keepdims=True), other, forward.values)
     mean = DisplacementField(forward.grid, (forward.values + other) / 2)
     nodes = np.ascontiguousarray(mean.values @ forward.grid.world_to_index[:2, :2].T, np.float32)
@@ -115,7 +114,7 @@ def find_start(fixed: View, moving: View, guide: Guide, settings: PlanarSettings
 
     Raises ``RegistrationError`` where an image holds no tissue.
     """
-    return Affine(_start(fixed, moving, (Pyramid.of(fixed), Pyramid.of(moving)), guide, settings))
+    return Affine(_start(fixed, moving, _pyramids(fixed, moving), guide, settings))
 
 
 def _finest_mm(planes: tuple[Pyramid, Pyramid], matrix: Float, settings: PlanarSettings) -> float:
@@ -133,12 +132,14 @@ def _start(fixed: View, moving: View, planes: tuple[Pyramid, Pyramid], guide: Gu
     grids = level_grids(fixed.image.grid, spacing / 4, settings.search_px, settings.plan.stride)
     found = _candidates(planes, spacing, settings) if guide.search else [np.eye(3)]
     found = [through_landmarks(*guide.landmarks)] if guide.landmarks else found
-    first = [_refined(m, planes, ((grids[0], "similarity"), (grids[1], "affine")), settings) for m in found]
+    coarse = (grids[0], "similarity"), (grids[1], "affine")
+    first = together([partial(_refined, m, planes, coarse, settings) for m in found])
     rivals: list[Float] = []
     for _, matrix in sorted(first, key=lambda r: r[0]):
         if len(rivals) < settings.rivals and all(_apart(matrix, r, fixed.image.grid) > SAME_SHARE for r in rivals):
             rivals.append(matrix)
-    return min((_refined(m, planes, ((grids[2], "affine"),), settings) for m in rivals), key=lambda r: r[0])[1]
+    last = together([partial(_refined, m, planes, ((grids[2], "affine"),), settings) for m in rivals])
+    return min(last, key=lambda r: r[0])[1]
 
 
 def through_landmarks(fixed: Float, moving: Float) -> Float:
@@ -160,13 +161,9 @@ def through_landmarks(fixed: Float, moving: Float) -> Float:
     return best
 
 
-def _pins(level: Level, guide: Guide, matrix: Float) -> Array | None:
-    """The landmarks' pull on the deformation that comes before ``matrix``."""
-    if guide.landmarks is None:
-        return None
-    fixed, moving = guide.landmarks
-    wanted = Affine(matrix).inverse().map(moving)
-    return make_pins(level, np.asarray(fixed, float), wanted, LANDMARK_PULL)
+def _pins(level: Level, guide: Guide) -> Array | None:
+    """The landmarks' pull, both images in one world."""
+    return None if guide.landmarks is None else make_pins(level, *guide.landmarks, LANDMARK_PULL)
 
 
 def _candidates(planes: tuple[Pyramid, Pyramid], spacing_mm: float, settings: PlanarSettings) -> list[Float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from histomri.registration.choices import METRICS, OPTIMISERS, REGULARISERS, TRA
 from histomri.registration.pair import scaled
 from histomri.registration.resemblance import LEAST_LEAD, resemblance
 from histomri.registration.sanity import folded_share, landmarks_missed, refusal, tissue_size
+from histomri.registration.together import together
 from histomri.registration.views import make_view
 from histomri.registration.warp import warped
 from histomri.transforms import Affine, Chain, Transform
@@ -151,12 +153,12 @@ def register(
     choice = Choice(None if transforms is None else tuple(transforms), metric, regularisation, optimiser, device)
     _check_choices(choice)
     _check_geometry(pair, names)
-    guide = Guide(search, _landmarks(fixed_landmarks, moving_landmarks, pair[0].grid.ndim))
+    outlines = fixed_mask is not None and moving_mask is not None
+    guide = Guide(search, _landmarks(fixed_landmarks, moving_landmarks, pair[0].grid.ndim), outlines)
     masks = (_as_mask(fixed_mask, pair[0], names[0]), _as_mask(moving_mask, pair[1], names[1]))
     progress(0.0, "reading")
-    fixed_view, said = make_view(pair[0], masks[0], names[0])
-    progress(0.05, "reading")
-    moving_view, more = make_view(pair[1], masks[1], names[1])
+    views = together([partial(make_view, *given) for given in zip(pair, masks, names, strict=True)])
+    (fixed_view, said), (moving_view, more) = views
     found = _at_one_scale(fixed_view, moving_view, choice, guide, part(progress, 0.1, 1.0))
     found = _judged(found, fixed_view, moving_view)
     if guide.landmarks is not None and found.status != "failed":
@@ -190,7 +192,7 @@ def _at_one_scale(fixed: View, moving: View, choice: Choice, guide: Guide, progr
         return _aligned(fixed, moving, choice, guide, progress)
     larger = View(scaled(moving.image, ratio), scaled(moving.mask, ratio))
     points = guide.landmarks and (guide.landmarks[0], guide.landmarks[1] * ratio)
-    found = _aligned(fixed, larger, choice, Guide(True, points), progress)
+    found = _aligned(fixed, larger, choice, replace(guide, landmarks=points), progress)
     *before, last = Chain.steps_of(found.transform)
     assert isinstance(last, Affine)
     last = Affine.from_parts(last.linear / ratio, last.translation / ratio)

@@ -7,16 +7,19 @@ fixed tissue in steps of 30 degrees, on either face. ``docs/decisions/engine.md`
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from histomri.core import Grid, Image
 from histomri.kernels.features import mind
+from histomri.kernels.interpolate import warp_2d
 from histomri.registration.alignment import View
 from histomri.registration.pair import at_spacing
 from histomri.registration.sanity import linear_part
 from histomri.registration.search import rotation
+from histomri.registration.together import together
 from histomri.registration.warp import warped
 from histomri.transforms import Affine, Chain, Transform
 
@@ -50,7 +53,7 @@ def resemblance(fixed: View, moving: View, transform: Transform) -> Resemblance:
     # a deformation finds likeness between any two images, so the linear part alone is put to the test
     linear = [step for step in Chain.steps_of(transform) if isinstance(step, Affine)]
     plain = comparison.score(Chain(tuple(linear)))
-    null = [comparison.score(Chain((turn, *linear))) for turn in _turns(fixed.mask)]
+    null = together([partial(comparison.score, Chain((turn, *linear))) for turn in _turns(fixed.mask)])
     chance = float(np.median(null))
     spread = max(1.4826 * float(np.median(np.abs(np.array(null) - chance))), LEAST_SPREAD)
     return Resemblance(
@@ -85,7 +88,18 @@ class _Comparison:
 
     def score(self, transform: Transform) -> float:
         """Cosine of the descriptors over the union of both tissues, the moving image's taken once it is turned."""
-        here = warped(self.moving, transform, self.grid)
+        here = self._on_grid(transform)
         features = mind(np.ascontiguousarray(here[..., 0]), here[..., 1] >= 0.5)
         norms = float(np.linalg.norm(self.features)) * float(np.linalg.norm(features))
         return float(np.vdot(self.features, features)) / max(norms, 1e-12)
+
+    def _on_grid(self, transform: Transform) -> Array:
+        if not all(isinstance(step, Affine) for step in Chain.steps_of(transform)):
+            return np.asarray(warped(self.moving, transform, self.grid), np.float32)
+        corners = np.concatenate([np.eye(2), np.zeros((1, 2))])
+        # an affine map is known by where it takes three points
+        *axes, origin = transform.map(corners)
+        matrix = np.eye(3)
+        matrix[:2] = np.column_stack([*(axis - origin for axis in axes), origin])
+        onto = self.moving.grid.world_to_index @ matrix @ self.grid.index_to_world
+        return warp_2d(self.moving.data, onto, (self.grid.shape[0], self.grid.shape[1]))

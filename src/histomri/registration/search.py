@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from scipy import fft
 
 from histomri.kernels.interpolate import warp_2d
 from histomri.registration.samples import Channels
+from histomri.registration.together import together
 
 Float = NDArray[np.float64]
 
@@ -66,10 +68,13 @@ def similarity_search(
     and mirror images of the moving image are taken of the fixed one instead, ``sum F(p) M(G (p + d)) = sum F(G p) M(p + G d)``
     for ``G = diag(+-1, +-1)``, so that only half a turn of the moving image has to be transformed.
     """
-    found: list[Candidate] = []
-    for scale in scales:
-        found += _of_scale(fixed, moving_at(scale), scale, np.arange(0.0, 180.0, step_deg))
-    return _distinct(found, keep, min_angle=1.5 * step_deg)
+    angles = np.arange(0.0, 180.0, step_deg)
+
+    def of(scale: float) -> list[Candidate]:
+        return _of_scale(fixed, moving_at(scale), scale, angles)
+
+    found = together([partial(of, scale) for scale in scales])
+    return _distinct([candidate for each in found for candidate in each], keep, min_angle=1.5 * step_deg)
 
 
 def _of_scale(fixed: Channels, moving: Channels, scale: float, angles_deg: Float) -> list[Candidate]:
@@ -84,21 +89,22 @@ def _of_scale(fixed: Channels, moving: Channels, scale: float, angles_deg: Float
     for flip in (np.diag([1.0, 1.0]), np.diag([-1.0, -1.0]), np.diag([1.0, -1.0]), np.diag([-1.0, 1.0])):
         reference = np.conj(fft.rfft2(_canvas(fixed, centre, flip, (size, size))))
         surfaces = fft.irfft2((reference * spectra).sum(axis=1), s=(size, size)).reshape(len(angles_deg), -1)
-        for angle, surface, norm in zip(angles_deg, surfaces, norms, strict=True):
-            peak = np.array(np.unravel_index(int(surface.argmax()), (size, size)))
-            shift = flip @ np.where(peak > size // 2, peak - size, peak) * spacing
-            matrix = np.eye(3)
-            matrix[:2, :2] = scale * rotation(angle) @ flip
-            matrix[:2, 2] = middle + matrix[:2, :2] @ (shift - centre)
-            found.append(_candidate(matrix, float(surface.max() / norm)))
+        peaks = surfaces.argmax(axis=1)
+        shifts = np.stack(np.unravel_index(peaks, (size, size)), axis=-1)
+        shifts = np.where(shifts > size // 2, shifts - size, shifts) * spacing @ flip
+        scores = surfaces[np.arange(len(peaks)), peaks] / norms
+        for angle, shift, score in zip(angles_deg, shifts, scores, strict=True):
+            linear = scale * rotation(angle) @ flip
+            found.append(_candidate(linear, middle + linear @ (shift - centre), float(score)))
     return found
 
 
-def _candidate(matrix: Float, score: float) -> Candidate:
+def _candidate(linear: Float, shift: Float, score: float) -> Candidate:
     """With the angle and face that :func:`rotation` would take."""
-    mirrored = bool(np.linalg.det(matrix[:2, :2]) < 0)
-    turn = np.diag([1.0, -1.0]) @ matrix[:2, :2] if mirrored else matrix[:2, :2]
-    return Candidate(matrix, score, float(np.degrees(np.arctan2(turn[0, 1], turn[0, 0])) % 360), mirrored)
+    (a, b), (c, d) = linear.tolist()
+    mirrored = a * d < b * c
+    angle = np.degrees(np.arctan2(b, a)) % 360
+    return Candidate(np.array([[a, b, shift[0]], [c, d, shift[1]], [0.0, 0.0, 1.0]]), score, float(angle), mirrored)
 
 
 def rotation(angle_deg: float, mirrored: bool = False) -> Float:
