@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -25,26 +25,38 @@ Array = NDArray[np.float32]
 Bool = NDArray[np.bool_]
 MARGIN_SHARE = 0.02
 EDGE_PX = 4
-OVERSAMPLED = 2.0
-BLUR = 0.35
 DESCRIPTOR = 0.3
 TONE_PX = 3.0
 TONE_REACH_PX = 8.0
+
+
+class Sampling(NamedTuple):
+    """How a plane is brought to a spacing: from the coarsest level that is ``finer`` times as fine, smoothed by ``blur`` times what
+    the one spacing exceeds the other by.
+    """
+
+    finer: float = 1.0
+    blur: float = 0.5
+
+
+# where the pixels of a coarse level happened to fall must not matter
+SMOOTHLY = Sampling(2.0, 0.35)
 
 
 @dataclass(frozen=True, eq=False)
 class Pyramid:
     """A view at its own spacing, halved again and again: planes (y, x, 2) of image and mask, finest first, and their grids.
 
-    ``placed`` (3, 3) maps the world in which it is seen to its own.
+    ``placed`` (3, 3) maps the world in which it is seen to its own; ``sampling`` says how it is brought to another grid.
     """
 
     grids: tuple[Grid, ...]
     planes: tuple[Array, ...]
     placed: Float = field(default_factory=lambda: np.eye(3))
+    sampling: Sampling = Sampling()
 
     @staticmethod
-    def of(view: View, least_px: int = 24) -> Pyramid:
+    def of(view: View, sampling: Sampling = Sampling(), least_px: int = 24) -> Pyramid:
         """Area averages; what lies further than ``MARGIN_SHARE`` of the image from the mask is erased, as it is not tissue."""
         mask = np.asarray(view.mask.data, bool)
         reach = max(1, round(MARGIN_SHARE * max(mask.shape)))
@@ -55,7 +67,7 @@ class Pyramid:
             plane = _halved(plane)
             grids.append(grids[-1].downsample(2))
             planes.append(plane)
-        return Pyramid(tuple(grids), tuple(planes))
+        return Pyramid(tuple(grids), tuple(planes), sampling=sampling)
 
     def under(self, matrix: Float) -> Pyramid:
         """The same as it is seen from the world that ``matrix`` (3, 3) maps to this one."""
@@ -70,10 +82,10 @@ class Pyramid:
         """Image, mask and whether it was imaged at all, (y, x, 3), on a grid that ``matrix`` takes to this view's world."""
         matrix = self.placed @ matrix
         step = np.linalg.norm(matrix[:2, :2] @ grid.direction * grid.spacing_mm, axis=0).min()
-        # from twice as fine on: where the pixels of a coarse plane happened to fall must not matter
-        level = max((i for i, g in enumerate(self.grids) if OVERSAMPLED * float(g.spacing_mm.max()) <= 1.01 * step), default=0)
+        finer, blur_of = self.sampling
+        level = max((i for i, g in enumerate(self.grids) if finer * float(g.spacing_mm.max()) <= 1.01 * step), default=0)
         plane, source = self.planes[level], self.grids[level]
-        blur = float(np.sqrt(max((step / float(source.spacing_mm.max())) ** 2 - 1, 0))) * BLUR
+        blur = float(np.sqrt(max((step / float(source.spacing_mm.max())) ** 2 - 1, 0))) * blur_of
         if blur > 0.2:
             plane = np.asarray(cv2.GaussianBlur(plane, (0, 0), blur, borderType=cv2.BORDER_REPLICATE), np.float32)
         onto = source.world_to_index @ matrix @ grid.index_to_world

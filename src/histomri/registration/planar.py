@@ -13,7 +13,7 @@ from histomri.kernels.flow_nodes import least_jacobian
 from histomri.registration.alignment import Alignment, Guide, Progress, View, part, silent
 from histomri.registration.bending import COARSEST_PX, Plan, bend_both_ways, level_grids
 from histomri.registration.channels import make_channels
-from histomri.registration.node_flow import MIN_JACOBIAN, Level, Pyramid, fit_matrix, make_level, make_pins
+from histomri.registration.node_flow import MIN_JACOBIAN, SMOOTHLY, Level, Pyramid, fit_matrix, make_level, make_pins
 from histomri.registration.samples import Channels
 from histomri.registration.search import similarity_search
 from histomri.registration.together import together
@@ -83,7 +83,7 @@ def register_planar(
 
 
 def _pyramids(fixed: View, moving: View) -> tuple[Pyramid, Pyramid]:
-    still, other = together([partial(Pyramid.of, view) for view in (fixed, moving)])
+    still, other = together([partial(Pyramid.of, view, SMOOTHLY) for view in (fixed, moving)])
     return still, other
 
 
