@@ -12,6 +12,7 @@ from histomri.core import Grid, InputError, Section
 from histomri.core.errors import Problem
 from histomri.io import omezarr, slides
 from histomri.io.publish import content_sha256, remove, whole
+from histomri.io.pyramid import Reading
 from histomri.io.sections import SectionManifest, write_manifest
 
 LITTLE_TISSUE = 0.01
@@ -88,9 +89,8 @@ def convert(
         spec = omezarr.PyramidSpec(section.id, grid, info.channels, info.dtype, levels)
         left, top = section.region[:2] if section.region else (0, 0)
         granted = threads_within_memory(settings, len(info.channels), np.dtype(info.dtype).itemsize, threads)
-        omezarr.write_pyramid(
-            folder, spec, lambda y, x, h, w: slide.read_region(y + top, x + left, h, w), settings.storage, granted
-        )
+        reading = reading_of(slide, (top, left), granted)
+        digests = omezarr.write_pyramid(folder, spec, reading, settings.storage)
         flags = damage_flags(section, slide.bad_tiles, slide.tiles, settings.max_bad_tiles)
     record = SectionManifest(
         section=section.id,
@@ -106,6 +106,19 @@ def convert(
         dropped=info.dropped,
     )
     return add_tissue(record, settings)
+
+
+def reading_of(slide: slides.Slide, corner: tuple[int, int], threads: int) -> Reading:
+    """How a slide's pixels from ``corner`` (y, x) on are read."""
+    top, left = corner
+
+    def tile(y: int, x: int, height: int, width: int) -> slides.Pixels:
+        return slide.read_region(y + top, x + left, height, width)
+
+    def planes(y: int, x: int, out: slides.Pixels) -> None:
+        slide.read_planes(y + top, x + left, out)
+
+    return Reading(tile, slide.block_px, threads, read_planes=None if slide.block_px else planes)
 
 
 def add_tissue(record: SectionManifest, settings: IngestSettings) -> SectionManifest:
@@ -149,7 +162,8 @@ def placeholder(
     size = section.pixel_size_mm or pixel_size_mm or 1.0
     grid = Grid((1, 1), np.full(2, size))
     spec = omezarr.PyramidSpec(section.id, grid, ("intensity",), "uint8", 1)
-    omezarr.write_pyramid(folder, spec, lambda y, x, h, w: np.full((h, w, 1), 255, np.uint8), settings.storage)
+    reading = Reading(lambda y, x, h, w: np.full((h, w, 1), 255, np.uint8))
+    omezarr.write_pyramid(folder, spec, reading, settings.storage)
     omezarr.write_label(folder, "tissue", [np.zeros((1, 1), bool)], [grid], settings.storage)
     problems = error.problems if isinstance(error, InputError) else ()
     reason = "; ".join(problem.what for problem in problems) or str(error)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from histomri.core import InputError
 from histomri.io.slides import plain, tiff, vendor
-from histomri.io.slides.base import READABLE, Slide, SlideInfo, problem
+from histomri.io.slides.base import READABLE, Pixels, Slide, SlideInfo, problem
 
-__all__ = ["MAX_PLAIN_PX", "Slide", "SlideInfo", "open_slide", "probe"]
+__all__ = ["MAX_PLAIN_PX", "Pixels", "Slide", "SlideInfo", "open_slide", "probe"]
 
 MAX_PLAIN_PX = 1 << 28
 # SVS and tiled TIFF say the same through tifffile as through openslide, four times faster
