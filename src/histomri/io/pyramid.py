@@ -23,7 +23,7 @@ from histomri.kernels.planes import split_planes
 
 Pixels = NDArray[Any]
 ReadTile = Callable[[int, int, int, int], Pixels]
-ReadPlanes = Callable[[int, int, Pixels], None]
+ReadPlanes = Callable[[int, int, int, int, Pixels], None]
 Progress = Callable[[int], None]
 Box = tuple[int, int, int, int]
 
@@ -37,7 +37,8 @@ class Reading:
     """How level 0 is read, by how many workers, and whom to tell how many pixels were written.
 
     ``read_tile(y, x, height, width)`` gives (height, width, c); it is asked for squares of at least ``block_px``. Where there is
-    ``read_planes(y, x, planes)``, which fills (c, height, width), it is asked instead, for single chunks.
+    ``read_planes(y, x, height, width, planes)``, which fills the corner of contiguous planes (c, y, x), it is asked instead, for
+    single chunks.
     """
 
     read_tile: ReadTile
@@ -133,10 +134,8 @@ class PyramidWriter:
         """Write one shard from the slide or from its sums, and those above that it completes."""
         sums = None if level == 0 else self._unfinished.pop((level, row, column)).sums
         parent = (level + 1, row // 2, column // 2) if level + 1 < len(self.levels) else None
-        half = self.unit_px // 2
-        corner = (row % 2 * half, column % 2 * half)
-        above = self._open(*parent).sums[:, corner[0] :, corner[1] :] if parent else None
-        self._fill(level, row, column, sums, above)
+        above = self._open(*parent).sums if parent else None
+        self._fill((level, row, column), sums, above)
         if level == 0:
             _, _, height, width = self._box(level, row, column)
             self.reading.progress(height * width)
@@ -148,25 +147,42 @@ class PyramidWriter:
         if is_whole:
             self._write_shard(*parent)
 
-    def _fill(self, level: int, row: int, column: int, sums: Pixels | None, above: Pixels | None) -> None:
-        """Code the chunks of a shard, add them to ``above``, and write its file."""
-        from histomri.kernels.pyramid import add_quads
+    def _fill(self, place: tuple[int, int, int], sums: Pixels | None, above: Pixels | None) -> None:
+        """Code the chunks of a shard, add them to ``above``, the sums of the shard that it is a quarter of, and write its file."""
+        from histomri.kernels.pyramid import add_quads, to_pixels
 
-        files = self.levels[level]
-        box, side = self._box(level, row, column), files.chunk_px
-        across = files.unit_px // side
-        shard = self._buffer(level)
+        level, row, column = place
+        files, shard, half = self.levels[level], self._buffer(level), self.unit_px // 2
+        box, side = self._box(*place), files.chunk_px
         planes = np.zeros((files.shape[0], side, side), files.dtype)
-        quads = np.empty(planes.size, above.dtype if above is not None else planes.dtype)
-        parts = self._read(box, planes) if sums is None else _averaged(level, sums, planes)
-        for y, x, part in parts:
+        for piece in self._read(box, planes) if sums is None else _pieces(box[2:], side):
+            y, x, height, width = piece
+            if sums is not None:
+                _clear(planes, height, width)
+                to_pixels(sums, piece, level, planes)
             if above is not None:
-                height, width = ((n + 1) // 2 for n in part.shape[1:])
-                sum_of_4 = quads[: len(part) * height * width].reshape(len(part), height, width)
-                add_quads(np.ascontiguousarray(part), sum_of_4)
-                above[:, y // 2 : y // 2 + height, x // 2 : x // 2 + width] = sum_of_4
-            shard.add(y // side * across + x // side, planes, files.encode)
+                corner = (row % 2 * half + y // 2, column % 2 * half + x // 2)
+                source, where = (planes, (0, 0, height, width)) if sums is None else (sums, piece)
+                add_quads(source, where, above, corner)
+            shard.add(y // side * (files.unit_px // side) + x // side, planes, files.encode)
         files.write(row, column, shard)
+
+    def _read(self, box: Box, planes: Pixels) -> Iterator[Box]:
+        """Chunk by chunk of a box of level 0: its place in the box, when its pixels lie in the corner of ``planes``."""
+        top, left, *size = box
+        side = planes.shape[1]
+        if self.reading.read_planes is not None:
+            for y, x, height, width in _pieces(size, side):
+                _clear(planes, height, width)
+                self.reading.read_planes(top + y, left + x, height, width, planes)
+                yield y, x, height, width
+            return
+        for y, x, height, width in _pieces(size, self.block_px):
+            pixels = self.reading.read_tile(top + y, left + x, height, width)
+            for i, j, h, w in _pieces((height, width), side):
+                _clear(planes, h, w)
+                split_planes(pixels, (i, j, h, w), planes, (0, 0))
+                yield y + i, x + j, h, w
 
     def _buffer(self, level: int) -> ShardBuffer:
         """This worker's buffer for shards of a level; levels whose shards are alike share it."""
@@ -178,22 +194,6 @@ class PyramidWriter:
         buffer.clear()
         return buffer
 
-    def _read(self, box: Box, planes: Pixels) -> Iterator[tuple[int, int, Pixels]]:
-        """Chunk by chunk of a box of level 0: its place in the box, and its pixels, which lie in ``planes``."""
-        top, left, *size = box
-        if self.reading.read_planes is not None:
-            for y, x, height, width in _pieces(size, planes.shape[1]):
-                part = _part(planes, height, width)
-                self.reading.read_planes(top + y, left + x, part)
-                yield y, x, part
-            return
-        for y, x, height, width in _pieces(size, self.block_px):
-            pixels = self.reading.read_tile(top + y, left + x, height, width)
-            for i, j, h, w in _pieces((height, width), planes.shape[1]):
-                part = _part(planes, h, w)
-                split_planes(pixels[i : i + h, j : j + w], part)
-                yield y + i, x + j, part
-
 
 def _pieces(size: Sequence[int], side: int) -> Iterator[Box]:
     """(y, x, height, width) of the squares of that side which cover a box of ``size`` (y, x); ragged at its end."""
@@ -201,18 +201,7 @@ def _pieces(size: Sequence[int], side: int) -> Iterator[Box]:
         yield y, x, min(side, size[0] - y), min(side, size[1] - x)
 
 
-def _part(planes: Pixels, height: int, width: int) -> Pixels:
-    """The part of a chunk that lies in the image; the rest becomes zero."""
+def _clear(planes: Pixels, height: int, width: int) -> None:
+    """Make a chunk zero of which only that much lies in the image."""
     if (height, width) != planes.shape[1:]:
         planes[...] = 0
-    return planes[:, :height, :width]
-
-
-def _averaged(level: int, sums: Pixels, planes: Pixels) -> Iterator[tuple[int, int, Pixels]]:
-    """Chunk by chunk of a shard of sums: its place and its sums; its pixels lie in ``planes``."""
-    from histomri.kernels.pyramid import to_pixels
-
-    for y, x, height, width in _pieces(sums.shape[1:], planes.shape[1]):
-        part = np.ascontiguousarray(sums[:, y : y + height, x : x + width])
-        _part(planes, height, width)[...] = to_pixels(part, level, planes.dtype)
-        yield y, x, part

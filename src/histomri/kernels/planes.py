@@ -8,17 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-OPENCV_TYPES = ("uint8", "int8", "uint16", "int16", "int32", "float32", "float64")
 
 
-def split_planes(pixels: Array, planes: Array) -> None:
-    """Copy (y, x, c) pixels into (c, y, x) ``planes`` of the same size, whose rows may be strided."""
-    import cv2
+def split_planes(pixels: Array, box: tuple[int, int, int, int], planes: Array, corner: tuple[int, int]) -> None:
+    """Copy a box (y, x, height, width) of (y, x, c) pixels into ``planes`` (c, y, x), from their corner (y, x) on."""
+    from histomri.kernels.pyramid import split_rgb  # numba takes half a second to import
 
-    count = pixels.shape[2]
-    if 2 <= count <= 4 and pixels.dtype == planes.dtype and pixels.dtype.name in OPENCV_TYPES:
-        # into planes of its own: into strided ones OpenCV splits three times slower
-        for plane, split in zip(planes, cv2.split(pixels), strict=True):
-            plane[...] = split
+    (y, x, height, width), (top, left) = box, corner
+    is_plain = pixels.flags.c_contiguous and planes.flags.c_contiguous and pixels.dtype == planes.dtype
+    if is_plain and pixels.shape[2] == 3:
+        split_rgb(pixels, box, planes, corner)
     else:
-        planes[...] = np.moveaxis(pixels, -1, 0)
+        part = pixels[y : y + height, x : x + width]
+        planes[:, top : top + height, left : left + width] = np.moveaxis(part, -1, 0)

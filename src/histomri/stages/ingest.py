@@ -115,8 +115,8 @@ def reading_of(slide: slides.Slide, corner: tuple[int, int], threads: int) -> Re
     def tile(y: int, x: int, height: int, width: int) -> slides.Pixels:
         return slide.read_region(y + top, x + left, height, width)
 
-    def planes(y: int, x: int, out: slides.Pixels) -> None:
-        slide.read_planes(y + top, x + left, out)
+    def planes(y: int, x: int, height: int, width: int, out: slides.Pixels) -> None:
+        slide.read_planes(y + top, x + left, height, width, out)
 
     return Reading(tile, slide.block_px, threads, read_planes=None if slide.block_px else planes)
 

@@ -67,9 +67,9 @@ class Slide(ABC):
     def read_region(self, y: int, x: int, height: int, width: int, level: int = 0) -> Pixels:
         """Pixels (height, width, c) of a box inside a level; y and x count that level's pixels."""
 
-    def read_planes(self, y: int, x: int, planes: Pixels) -> None:
-        """Fill ``planes`` (c, height, width) with the level-0 pixels of the box at y, x."""
-        split_planes(self.read_region(y, x, *planes.shape[1:]), planes)
+    def read_planes(self, y: int, x: int, height: int, width: int, planes: Pixels) -> None:
+        """Fill the corner of contiguous ``planes`` (c, y, x) with the level-0 pixels of a box."""
+        split_planes(self.read_region(y, x, height, width), (0, 0, height, width), planes, (0, 0))
 
     def read_associated(self, name: str) -> Pixels:
         """Pixels (y, x[, c]) of one of the images named in ``info.dropped``. Raises ``KeyError`` for another name."""

@@ -319,17 +319,17 @@ class TiffSlide(Slide):
             self._copy(out[..., at : at + 1], (y, x), level, place, slice(0, 1))
         return out
 
-    def read_planes(self, y: int, x: int, planes: Pixels) -> None:
-        """Fill ``planes`` (c, height, width) with the level-0 pixels of the box at y, x; tiles are split while they are hot."""
+    def read_planes(self, y: int, x: int, height: int, width: int, planes: Pixels) -> None:
+        """Fill the corner of contiguous ``planes`` (c, y, x) with the level-0 pixels of a box; tiles are split while hot."""
         first = self._levels[0]
         if len(first.pages) > 1 or first.keyframe.planarconfig != 1:
-            super().read_planes(y, x, planes)
+            super().read_planes(y, x, height, width, planes)
             return
-        for (top, left), tile in self._pieces((y, x), planes.shape[1:], 0, (0, 0)):
-            if isinstance(tile, tuple):
-                planes[:, top : top + tile[0], left : left + tile[1]] = self._fill
+        for (top, left), box, tile in self._pieces((y, x), (height, width), 0, (0, 0)):
+            if tile is None:
+                planes[:, top : top + box[2], left : left + box[3]] = self._fill
             else:
-                split_planes(tile[..., self._columns], planes[:, top : top + tile.shape[0], left : left + tile.shape[1]])
+                split_planes(tile[..., self._columns], box, planes, (top, left))
 
     @property
     def _columns(self) -> Any:
@@ -339,28 +339,22 @@ class TiffSlide(Slide):
 
     def _copy(self, out: Pixels, corner: tuple[int, int], level: int, place: tuple[int, int], columns: Any) -> None:
         """Copy the tiles of one plane of a page (``place``) that meet the box at ``corner`` into ``out``."""
-        for (top, left), tile in self._pieces(corner, out.shape[:2], level, place):
-            if isinstance(tile, tuple):
-                out[top : top + tile[0], left : left + tile[1]] = self._fill
-            else:
-                out[top : top + tile.shape[0], left : left + tile.shape[1]] = tile[..., columns]
+        for (top, left), (r, c, h, w), tile in self._pieces(corner, out.shape[:2], level, place):
+            to = out[top : top + h, left : left + w]
+            to[...] = self._fill if tile is None else tile[r : r + h, c : c + w, columns]
 
     def _pieces(
         self, corner: tuple[int, int], size: tuple[int, ...], level: int, place: tuple[int, int]
-    ) -> Iterator[tuple[tuple[int, int], Any]]:
-        """The parts of tiles that lie in a box: their place in it, and pixels (y, x, samples), or the size of a part without."""
+    ) -> Iterator[tuple[tuple[int, int], tuple[int, int, int, int], Pixels | None]]:
+        """The tiles that meet a box: where in the box, which part of the tile (y, x, height, width), its pixels or None."""
         (y, x), (height, width), (page_number, plane) = corner, size, place
         (rows, cols), (down, across) = self._levels[level].tile, self._levels[level].tiles
         for r in range(y // rows, -(-(y + height) // rows)):
             for c in range(x // cols, -(-(x + width) // cols)):
                 top, left = max(y, r * rows), max(x, c * cols)
-                bottom, right = min(y + height, (r + 1) * rows), min(x + width, (c + 1) * cols)
-                is_whole = bottom - top == rows and right - left == cols
-                tile = self._tile((level, page_number, (plane * down + r) * across + c), is_whole)
-                if tile is None:
-                    yield (top - y, left - x), (bottom - top, right - left)
-                else:
-                    yield (top - y, left - x), tile[top - r * rows : bottom - r * rows, left - c * cols : right - c * cols]
+                h, w = min(y + height, (r + 1) * rows) - top, min(x + width, (c + 1) * cols) - left
+                tile = self._tile((level, page_number, (plane * down + r) * across + c), (h, w) == (rows, cols))
+                yield (top - y, left - x), (top - r * rows, left - c * cols, h, w), tile
 
     def _tile(self, key: tuple[int, int, int], is_whole: bool) -> Pixels | None:
         """One decoded tile (y, x, samples); None where the file has none there or it does not decode (then it is counted).
