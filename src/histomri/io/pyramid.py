@@ -48,11 +48,28 @@ class Reading:
     read_planes: ReadPlanes | None = None
 
 
+@dataclass
 class Unfinished:
     """The sums (c, y, x) of a shard above level 0, and how many of its up to four parts are still missing."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], missing: int):
-        self.sums, self.missing = np.empty(shape, dtype), missing
+    sums: Pixels
+    missing: int
+
+
+class SpareSums:
+    """Arrays that were used and will be used again: new memory costs as much as adding up what goes into it."""
+
+    def __init__(self) -> None:
+        self._spare: dict[tuple[Any, ...], list[Pixels]] = {}
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Pixels:
+        """An array of any content."""
+        spare = self._spare.get((shape, dtype))
+        return spare.pop() if spare else np.empty(shape, dtype)
+
+    def give(self, sums: Pixels) -> None:
+        """Give an array back."""
+        self._spare.setdefault((sums.shape, sums.dtype), []).append(sums)
 
 
 class PyramidWriter:
@@ -63,6 +80,7 @@ class PyramidWriter:
         chunk = levels[0].chunk_px
         self.block_px = min(unit_px, -(-max(reading.block_px, chunk) // chunk) * chunk)
         self._unfinished: dict[tuple[int, int, int], Unfinished] = {}
+        self._spare = SpareSums()
         self._lock, self._failed, self._own = threading.Lock(), threading.Event(), threading.local()
 
     def write(self) -> None:
@@ -127,7 +145,8 @@ class PyramidWriter:
                 files = self.levels[level]
                 shape = (files.shape[0], *self._box(level, row, column)[2:])
                 missing = len(self._children(level, row, column))
-                found = self._unfinished[level, row, column] = Unfinished(shape, sum_type(files.dtype, level), missing)
+                sums = self._spare.take(shape, sum_type(files.dtype, level))
+                found = self._unfinished[level, row, column] = Unfinished(sums, missing)
             return found
 
     def _write_shard(self, level: int, row: int, column: int) -> None:
@@ -142,13 +161,16 @@ class PyramidWriter:
         if parent is None:
             return
         with self._lock:
+            # ragged ones at the image's edge are of many shapes, and not worth keeping
+            if sums is not None and sums.shape[1:] == (self.unit_px, self.unit_px):
+                self._spare.give(sums)
             self._unfinished[parent].missing -= 1
             is_whole = not self._unfinished[parent].missing
         if is_whole:
             self._write_shard(*parent)
 
     def _fill(self, place: tuple[int, int, int], sums: Pixels | None, above: Pixels | None) -> None:
-        """Code the chunks of a shard, add them to ``above``, the sums of the shard that it is a quarter of, and write its file."""
+        """Code the chunks of a shard, add them to ``above`` (sums of the shard that it is a quarter of), write its file."""
         from histomri.kernels.pyramid import add_quads, to_pixels
 
         level, row, column = place
@@ -186,11 +208,12 @@ class PyramidWriter:
 
     def _buffer(self, level: int) -> ShardBuffer:
         """This worker's buffer for shards of a level; levels whose shards are alike share it."""
-        own, files = self._own.__dict__, self.levels[level]
+        own: dict[Any, ShardBuffer] = self._own.__dict__
+        files = self.levels[level]
         key = files.per_unit, files.chunk_px
         if key not in own:
             own[key] = files.buffer()
-        buffer: ShardBuffer = own[key]
+        buffer = own[key]
         buffer.clear()
         return buffer
 

@@ -27,10 +27,10 @@ EMPTY = np.uint64(2**64 - 1)
 
 def encoder(codec: str, itemsize: int) -> Encode:
     """The function that writes a contiguous chunk as ``omezarr.compressors(codec)`` stores it, and returns its length."""
-    import numcodecs
+    import numcodecs  # type: ignore[import-untyped]
 
     if codec == "none":
-        return lambda chunk, place: _put(memoryview(chunk).cast("B"), place)
+        return lambda chunk, place: _put(chunk.tobytes(), place)
     if codec == "zstd":
         return _zstd
     name = codec.removeprefix("blosc-")
@@ -44,10 +44,11 @@ def _put(data: bytes | memoryview, place: memoryview) -> int:
 
 
 def _zstd(chunk: Pixels, place: memoryview) -> int:
-    import imagecodecs
+    from imagecodecs import zstd_encode
 
+    coder: Any = zstd_encode
     # the same bytes as numcodecs', without two copies and new memory for each
-    return len(imagecodecs.zstd_encode(chunk, level=1, out=place))
+    return len(coder(chunk, level=1, out=place))
 
 
 def room_for(chunk_bytes: int) -> int:

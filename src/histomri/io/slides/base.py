@@ -24,7 +24,7 @@ RGB = ("red", "green", "blue")
 # resolutions that programs write when they know none; a slide scanned at exactly one of these needs its size in the sheet
 PRINT_DPI = (72.0, 90.0, 96.0, 100.0, 120.0, 150.0, 200.0, 300.0)
 PLAUSIBLE_MM = (1e-5, 1.0)
-READABLE = "SVS, NDPI, MRXS, SCN, tiled TIFF, TIFF, OME-TIFF, QPTIFF, PNG or JPEG"
+READABLE = "SVS, NDPI, MRXS, SCN, tiled TIFF, TIFF, OME-TIFF, QPTIFF, OME-Zarr, PNG or JPEG"
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,10 @@ class Slide(ABC):
     def read_associated(self, name: str) -> Pixels:
         """Pixels (y, x[, c]) of one of the images named in ``info.dropped``. Raises ``KeyError`` for another name."""
         raise KeyError(name)
+
+    def files(self) -> tuple[Path, ...]:
+        """The files that the pixels come from, as far as they are known."""
+        return (self.info.path,)
 
     def close(self) -> None:
         """Close the file."""

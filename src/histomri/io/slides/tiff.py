@@ -292,6 +292,11 @@ class TiffSlide(Slide):
             os.close(descriptor)
         self._files = {}
 
+    def files(self) -> tuple[Path, ...]:
+        """The file, and the others of an OME-TIFF of several."""
+        pages = [p for p in self._levels[0].pages if p is not None]
+        return tuple(sorted({self.info.path, *(Path(p.parent.filehandle.path) for p in pages)}))
+
     def missing_bytes(self) -> int:
         """How many tiles of level 0 lie beyond the end of the file: more than none means that it was cut off."""
         missing = 0
@@ -377,11 +382,10 @@ class TiffSlide(Slide):
         """This thread's place for one decoded tile of a level; memory that is used again is twice as fast as new."""
         if self._colours[level] is None:
             return None
-        own = self._scratch.__dict__
+        own: dict[Any, Pixels] = self._scratch.__dict__
         if level not in own:
             own[level] = np.empty((*self._levels[level].tile, int(self._levels[level].keyframe.samplesperpixel)), np.uint8)
-        place: Pixels = own[level]
-        return place
+        return own[level]
 
     def _decode(self, page: Any, key: tuple[int, int, int], out: Pixels | None) -> Pixels:
         level, _, index = key

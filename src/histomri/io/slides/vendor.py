@@ -67,6 +67,11 @@ class VendorSlide(Slide):
         """Close the file."""
         self._slide.close()
 
+    def files(self) -> tuple[Path, ...]:
+        """The file, and those of the folder beside it where the pixels are (MRXS)."""
+        beside = self._path.with_suffix("")
+        return (self._path, *(sorted(f for f in beside.iterdir() if f.is_file()) if beside.is_dir() else ()))
+
     def read_associated(self, name: str) -> Pixels:
         """Pixels (y, x, 3) of one of the images named in ``info.dropped``. Raises ``KeyError`` for another name."""
         return np.asarray(self._slide.associated_images[name].convert("RGB"))
