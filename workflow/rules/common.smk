@@ -64,7 +64,7 @@ def check_files(study):
         Problem(f"{study.sections_path}, section {s.id}", f"there is no file {f}", remedy)
         for s in study.sections
         for f in (s.file if s.is_used else None, s.blockface)
-        if f and not f.is_file()
+        if f and not f.exists()  # an OME-Zarr image is a folder
     ]
     problems += [
         Problem(f"{study.blocks_path}, block {b.id}", f"there is no file {f}", "correct the path")

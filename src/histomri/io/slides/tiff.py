@@ -35,6 +35,7 @@ MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 CACHE_BYTES = 48 << 20
 MAX_SEGMENT_PX = 1 << 28
 SMALL_TILE_PX = 512
+JPEG_END = b"\xff\xd9"
 PER_MM = {2: 1 / 25.4, 3: 0.1, 4: 1.0, 5: 1000.0}
 UNIT_MM = {"nm": 1e-6, "µm": 1e-3, "μm": 1e-3, "um": 1e-3, "micron": 1e-3, "mm": 1.0, "cm": 10.0, "m": 1000.0, "inch": 25.4}
 QPI_NAME = re.compile(r"<Name>([^<]+)</Name>")
@@ -232,6 +233,8 @@ class TiffSlide(Slide):
         self.block_px = max(self._levels[0].tile) if page.is_tiled else self.block_px
         self.block_px = 0 if self.block_px <= SMALL_TILE_PX else self.block_px
         self.tiles = sum(len(p.dataoffsets) for p in self._levels[0].pages if p is not None)
+        coded = zip(self._colours, self._levels, strict=True)
+        self._ends = [colours is not None and self._has_ends(level.pages[0]) for colours, level in coded]
         self.info = SlideInfo(
             path,
             self._levels[0].shape,
@@ -389,10 +392,11 @@ class TiffSlide(Slide):
 
     def _decode(self, page: Any, key: tuple[int, int, int], out: Pixels | None) -> Pixels:
         level, _, index = key
-        offset, count = page.dataoffsets[index], page.databytecounts[index]
-        data = os.pread(self._descriptor(page.parent.filehandle), count, offset)
-        if len(data) < count:
+        data = self._read(page, index)
+        if len(data) < page.databytecounts[index]:
             raise EOFError("the file ends inside a tile")
+        if self._ends[level] and data[-2:] != JPEG_END and not data.rstrip(b"\0").endswith(JPEG_END):
+            raise EOFError("the tile lacks its end")
         keyframe, colours = page.keyframe, self._colours[level]
         if colours is not None and out is not None:
             import imagecodecs
@@ -406,6 +410,21 @@ class TiffSlide(Slide):
             raise ValueError("an empty tile")
         tile: Pixels = found[0, : shape[1], : shape[2]].astype(self._dtype, copy=False)
         return np.iinfo(self._dtype).max - tile if int(keyframe.photometric) == 0 and self._dtype.kind == "u" else tile
+
+    def _has_ends(self, page: Any) -> bool:
+        """Whether the file's JPEG tiles end with the marker that they should end with, by nine of them.
+
+        Where they do, a tile without it was cut off, or zeroed by a copy that failed. libjpeg fills the rest of such a tile
+        with grey, and says nothing that reaches us.
+        """
+        numbers = np.unique(np.linspace(0, len(page.dataoffsets) - 1, 9).round().astype(int)).tolist()
+        whole = [i for i in numbers if page.databytecounts[i] > 2]
+        found = [self._read(page, i)[-64:].rstrip(b"\0").endswith(JPEG_END) for i in whole]
+        return sum(found) > len(found) / 2
+
+    def _read(self, page: Any, index: int) -> bytes:
+        """The bytes of a tile, as many as the file has of them."""
+        return os.pread(self._descriptor(page.parent.filehandle), page.databytecounts[index], page.dataoffsets[index])
 
     def _descriptor(self, handle: Any) -> int:
         """A descriptor of the file that a page lies in (an OME-TIFF may have several files)."""
