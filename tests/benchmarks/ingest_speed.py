@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-BENCH = Path(__file__).resolve().parents[2] / ".venv-bench" / "bin" / "python"
+BENCH = Path(__file__).resolve().parents[2] / ".venv-bench" / "bin" / "python"  # has pyvips (make bench-env)
 CHUNK, SHARD = 512, 2048
 
 
@@ -142,13 +142,13 @@ def run_job(arguments: list[str]) -> None:
     print(json.dumps(figures | extra))
 
 
-def measured(method: str, slide: Path, scratch: Path, threads: int) -> dict[str, Any]:
+def measured(method: str, slide: Path, scratch: Path, threads: int, bench: Path) -> dict[str, Any]:
     """Run one method (``job`` or ``job-codec``) in a process of its own."""
     job, _, codec = method.partition("-")
     out = scratch / "out"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    python = str(BENCH) if job == "vips" else sys.executable
+    python = str(bench) if job == "vips" else sys.executable
     limits = {"VIPS_CONCURRENCY": str(threads), "OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
     command = [python, __file__, "--job", job, str(slide), str(out), str(threads), codec or "zstd"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | limits)
@@ -190,6 +190,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--slide", type=Path)
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "histomri-ingest-speed")
+    parser.add_argument("--bench-python", type=Path, default=BENCH)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     options.scratch.mkdir(parents=True, exist_ok=True)
@@ -198,7 +199,7 @@ def main() -> None:
         slide, pixels = (options.slide, pixels_of(options.slide)) if options.slide else make_slide(options.scratch, size)
         best: dict[str, dict[str, Any]] = {}
         for repeat, method in itertools.product(range(options.repeats), options.methods.split(",")):
-            found = measured(method, slide, options.scratch, options.threads)
+            found = measured(method, slide, options.scratch, options.threads, options.bench_python)
             rows.append({"gigapixels": pixels / 1e9, "method": method, "repeat": repeat, "load": os.getloadavg()[0], **found})
             if "error" not in found and found["seconds"] < best.get(method, {"seconds": 1e9})["seconds"]:
                 best[method] = found

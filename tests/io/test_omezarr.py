@@ -53,9 +53,10 @@ def test_every_level_is_the_rounded_average_of_unrounded_levels(tmp_path: Path, 
         expected = averaged(expected)
 
 
-def test_a_landmark_stays_where_it_is_at_every_level(tmp_path: Path) -> None:
-    grid = Grid((256, 320), np.array([0.01, 0.02]))
-    y, x = np.mgrid[:256, :320]
+@pytest.mark.parametrize("shape", [(256, 320), (255, 319), (257, 321), (251, 333)])
+def test_a_landmark_stays_where_it_is_at_every_level(tmp_path: Path, shape: tuple[int, int]) -> None:
+    grid = Grid(shape, np.array([0.01, 0.02]))
+    y, x = np.mgrid[: shape[0], : shape[1]]
     blob = np.exp(-((y - 130.3) ** 2 + (x - 170.8) ** 2) / (2 * 20.0**2)).astype(np.float32)
     write(tmp_path / "a", blob[..., None])
     group = zarr.open_group(str(tmp_path / "a"), mode="r")

@@ -109,14 +109,15 @@ def write_two_files(folder: Path, data: Any) -> Path:
     """An OME-TIFF of two channels in two files."""
     name, uuids = ("a", "b"), [f"urn:uuid:0000000{i}-0000-0000-0000-000000000000" for i in (1, 2)]
     blocks = "".join(
-        f'<TiffData FirstC="{i}" FirstZ="0" FirstT="0" IFD="0" PlaneCount="1"><UUID FileName="{name[i]}.ome.tif">{uuids[i]}</UUID>'
-        "</TiffData>"
+        f'<TiffData FirstC="{i}" FirstZ="0" FirstT="0" IFD="0" PlaneCount="1">'
+        f'<UUID FileName="{name[i]}.ome.tif">{uuids[i]}</UUID></TiffData>'
         for i in (0, 1)
     )
     size = f'SizeX="{data.shape[2]}" SizeY="{data.shape[1]}" SizeZ="1" SizeC="2" SizeT="1"'
     for i in (0, 1):
         xml = (
-            f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="{uuids[i]}"><Image ID="Image:0"><Pixels ID="Pixels:0"'
+            f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="{uuids[i]}">'
+            '<Image ID="Image:0"><Pixels ID="Pixels:0"'
             f' DimensionOrder="XYCZT" Type="uint16" PhysicalSizeX="0.5" PhysicalSizeY="0.5" {size}>'
             f'<Channel ID="Channel:0:0" Name="DAPI"/><Channel ID="Channel:0:1" Name="GFAP"/>{blocks}</Pixels></Image></OME>'
         )
