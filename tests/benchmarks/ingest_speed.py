@@ -116,7 +116,7 @@ def loop(slide: Path, out: Path, threads: int, codec: str) -> None:
 
 
 def vips(slide: Path, out: Path, threads: int, codec: str) -> None:
-    """A pyramid by libvips: ``deflate`` lossless TIFF (the wheel has no zstd), ``jpeg`` TIFF, ``dzsave`` deep zoom of JPEG files."""
+    """A pyramid by libvips: TIFF of ``deflate`` (lossless; the wheel has no zstd) or ``jpeg``, or ``dzsave``: JPEG files."""
     import pyvips
 
     image = pyvips.Image.new_from_file(str(slide), access="sequential")

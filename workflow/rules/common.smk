@@ -125,6 +125,12 @@ def content(path):
     return file_fingerprint(STUDY.output / path)
 
 
+def ingest_threads(section):
+    """One: a study's many slides keep all cores busy. Two for a file of gigabytes, so that the last one does not keep all waiting."""
+    file = USED[section].file
+    return 2 if file.is_file() and file.stat().st_size > 1 << 30 else 1
+
+
 # ---------------------------------------------------------------- params
 
 

@@ -1,12 +1,6 @@
 """ingest: a slide file becomes a pyramid, a tissue mask and a manifest that stands for both."""
 
 
-def ingest_threads(section):
-    """One: a study's many slides keep all cores busy. Two for a file of gigabytes, so that the last one does not keep all waiting."""
-    file = USED[section].file
-    return 2 if file.is_file() and file.stat().st_size > 1 << 30 else 1
-
-
 rule ingest_section:
     input:
         slide=lambda w: portable(USED[w.section].file),
