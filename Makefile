@@ -57,7 +57,7 @@ bench-env: $(BENCH)/.histomri-bench
 $(BENCH)/.histomri-bench: envs/bench.txt
 	@python=$$($(FIND_PYTHON)); \
 	if [ -z "$$python" ]; then echo "Python 3.11 or newer with venv and pip is needed (make PYTHON=/path/to/python3 names one)." >&2; exit 1; fi; \
-	echo "Installing greedy, ANTs and elastix into $(BENCH) with $$($$python --version) (a few minutes) ..."; \
+	echo "Installing greedy, ANTs, elastix and libvips into $(BENCH) with $$($$python --version) (a few minutes) ..."; \
 	"$$python" -m venv --clear $(BENCH)
 	@$(BENCH)/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r envs/bench.txt
 	@touch $@

@@ -15,6 +15,7 @@ from ome_zarr_models.v05 import ImageLabel
 from histomri.core import Grid
 from histomri.io import omezarr
 from histomri.io.publish import content_sha256
+from histomri.io.pyramid import Reading
 
 SMALL = omezarr.Storage(chunk_px=32, shard_px=64)
 
@@ -24,7 +25,8 @@ def write(folder: Path, pixels: Any, storage: omezarr.Storage = SMALL, threads: 
     levels = omezarr.level_count(pixels.shape[:2], smallest)
     channels = tuple(f"channel_{i}" for i in range(pixels.shape[2]))
     spec = omezarr.PyramidSpec("a", Grid(pixels.shape[:2], np.array([0.01, 0.02])), channels, str(pixels.dtype), levels)
-    omezarr.write_pyramid(folder, spec, lambda y, x, h, w: pixels[y : y + h, x : x + w], storage, threads)
+    reading = Reading(lambda y, x, h, w: pixels[y : y + h, x : x + w], threads=threads)
+    omezarr.write_pyramid(folder, spec, reading, storage)
     return levels
 
 
@@ -51,9 +53,10 @@ def test_every_level_is_the_rounded_average_of_unrounded_levels(tmp_path: Path, 
         expected = averaged(expected)
 
 
-def test_a_landmark_stays_where_it_is_at_every_level(tmp_path: Path) -> None:
-    grid = Grid((256, 320), np.array([0.01, 0.02]))
-    y, x = np.mgrid[:256, :320]
+@pytest.mark.parametrize("shape", [(256, 320), (255, 319), (257, 321), (251, 333)])
+def test_a_landmark_stays_where_it_is_at_every_level(tmp_path: Path, shape: tuple[int, int]) -> None:
+    grid = Grid(shape, np.array([0.01, 0.02]))
+    y, x = np.mgrid[: shape[0], : shape[1]]
     blob = np.exp(-((y - 130.3) ** 2 + (x - 170.8) ** 2) / (2 * 20.0**2)).astype(np.float32)
     write(tmp_path / "a", blob[..., None])
     group = zarr.open_group(str(tmp_path / "a"), mode="r")
@@ -90,7 +93,7 @@ def test_what_is_held_does_not_grow_with_the_slide(tmp_path: Path) -> None:
         return tile
 
     spec = omezarr.PyramidSpec("a", Grid((1000, 700), 0.01 * np.ones(2)), ("a",), "uint8", 6)
-    omezarr.write_pyramid(tmp_path / "a", spec, read, SMALL, threads=2)
+    omezarr.write_pyramid(tmp_path / "a", spec, Reading(read, SMALL.shard_px, threads=2), SMALL)
     assert peak <= 2
     assert max(h * w for _, _, h, w in boxes) <= SMALL.shard_px**2
     assert sum(h * w for _, _, h, w in boxes) == 700_000
@@ -106,7 +109,7 @@ def test_a_reader_that_fails_fails_the_whole_pyramid(tmp_path: Path) -> None:
 
     spec = omezarr.PyramidSpec("a", Grid((400, 400), np.ones(2)), ("a",), "uint8", 3)
     with pytest.raises(OSError, match="no more"):
-        omezarr.write_pyramid(tmp_path / "a", spec, read, SMALL, threads=2)
+        omezarr.write_pyramid(tmp_path / "a", spec, Reading(read, threads=2), SMALL)
 
 
 def test_other_implementations_accept_image_and_label(tmp_path: Path) -> None:

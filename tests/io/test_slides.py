@@ -125,7 +125,7 @@ def test_ome_tiff_keeps_channel_names_pixel_size_and_first_plane(tmp_path: Path)
     }
     tifffile.imwrite(tmp_path / "a.ome.tif", data, metadata=metadata, tile=(32, 32), photometric="minisblack")
     info = probe(tmp_path / "a.ome.tif")
-    assert info.channels == ("DAPI", "GFAP") and info.notes == ("3 focal planes, the first is used",)
+    assert info.channels == ("DAPI", "GFAP") and info.notes == ("3 focal planes, one is used (ingest.focal_plane)",)
     assert info.pixel_size_mm == pytest.approx((0.00065, 0.000325))
     with open_slide(tmp_path / "a.ome.tif") as slide:
         assert np.array_equal(slide.read_region(0, 0, 90, 70), np.moveaxis(data[:, 0], 0, -1))

@@ -64,7 +64,7 @@ def check_files(study):
         Problem(f"{study.sections_path}, section {s.id}", f"there is no file {f}", remedy)
         for s in study.sections
         for f in (s.file if s.is_used else None, s.blockface)
-        if f and not f.is_file()
+        if f and not f.exists()  # an OME-Zarr image is a folder
     ]
     problems += [
         Problem(f"{study.blocks_path}, block {b.id}", f"there is no file {f}", "correct the path")
@@ -123,6 +123,12 @@ def portable_files(record, *columns):
 def content(path):
     """What a user's file holds, in short; Snakemake alone would miss a slide that an older file replaced."""
     return file_fingerprint(STUDY.output / path)
+
+
+def ingest_threads(section):
+    """One: a study's many slides keep all cores busy. Two for a file of gigabytes, so that the last one does not keep all waiting."""
+    file = USED[section].file
+    return 2 if file.is_file() and file.stat().st_size > 1 << 30 else 1
 
 
 # ---------------------------------------------------------------- params

@@ -17,7 +17,7 @@ rule ingest_section:
         "logs/ingest/{section}.log",
     benchmark:
         "benchmarks/ingest/{section}.tsv"
-    threads: 1
+    threads: lambda w: ingest_threads(w.section)
     resources:
         mem_mb=lambda w, attempt: grown(attempt, 400 + STUDY.stage("ingest")["max_memory_mb"]),
         # not among the params: it changes no result

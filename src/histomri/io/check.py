@@ -96,7 +96,7 @@ def _look(sheets: Mapping[str, Path], spacing_mm: float | None) -> _Inputs:
 
 def _each(pool: ThreadPoolExecutor, paths: Iterable[Path], look: Callable[[Path], Result]) -> dict[Path, Result | InputError]:
     def guarded(path: Path) -> Result | InputError:
-        if not path.is_file():
+        if not path.exists():
             return InputError(Problem(str(path), "there is no such file", "correct the path, or mark the section as missing"))
         try:
             return look(path)

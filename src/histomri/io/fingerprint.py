@@ -119,9 +119,11 @@ def _is_version(node: ast.stmt) -> bool:
 def file_fingerprint(path: Path | str) -> str:
     """Size and SHA-256 of samples spread over a file, so that another file under the same name shows, whatever its times.
 
-    Small files are read whole, large ones at five places: it must be quick for thousands of slides. Returns ``"no file"``
-    where there is none.
+    Small files are read whole, large ones at five places: it must be quick for thousands of slides. Of a folder (OME-Zarr) it is
+    the names and sizes of all files, and the content of its metadata. Returns ``"no file"`` where there is none.
     """
+    if Path(path).is_dir():
+        return _folder_fingerprint(Path(path))
     try:
         size = Path(path).stat().st_size
         with Path(path).open("rb") as stream:
@@ -131,6 +133,16 @@ def file_fingerprint(path: Path | str) -> str:
                 digest.update(stream.read(SAMPLE_BYTES))
     except OSError:
         return NO_FILE
+    return f"{size}:{digest.hexdigest()}"
+
+
+def _folder_fingerprint(folder: Path) -> str:
+    digest, size = hashlib.sha256(), 0
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        own = file.stat().st_size
+        is_metadata = file.name in ("zarr.json", ".zattrs", ".zgroup", ".zarray", ".zmetadata")
+        digest.update(f"{file.relative_to(folder).as_posix()}\0{own}\0".encode() + (file.read_bytes() if is_metadata else b""))
+        size += own
     return f"{size}:{digest.hexdigest()}"
 
 

@@ -2,16 +2,13 @@
 
 On disk the axes are in the order that the specification asks for, (c, y, x) or (y, x); in memory channels are last. Every
 level carries a scale and a translation in millimetres, the translation being the world position of the centre of its
-first pixel. Level k + 1 is the 2 x 2 area average of level k, a ragged last pixel being repeated; averages are carried
-up in float32 and rounded only when written, so that rounding does not add up over the levels.
+first pixel. Level k + 1 is the 2 x 2 area average of level k, a ragged last pixel being repeated; what is carried up are
+exact sums, rounded only when written, so that rounding does not add up over the levels (``io.pyramid``).
 """
 
 from __future__ import annotations
 
-import itertools
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +17,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from histomri.core import Grid
+from histomri.io.pyramid import PyramidWriter, Reading
+from histomri.io.shards import ArrayFiles
 
 if TYPE_CHECKING:
     import zarr
@@ -30,7 +29,6 @@ CODECS = ("zstd", "blosc-zstd", "blosc-lz4", "none")
 COLOURS = {"red": "FF0000", "green": "00FF00", "blue": "0000FF", "dapi": "0000FF", "fitc": "00FF00", "cy5": "FF0000"}
 
 Pixels = NDArray[Any]
-ReadTile = Callable[[int, int, int, int], Pixels]
 
 
 @dataclass(frozen=True)
@@ -135,84 +133,6 @@ def halve(planes: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.stack([cv2.resize(plane, size, interpolation=cv2.INTER_AREA) for plane in planes])
 
 
-def quantise(planes: NDArray[np.float32], dtype: DTypeLike) -> Pixels:
-    """Float averages in the pixel type of the image, integers rounded half to even."""
-    kind = np.dtype(dtype)
-    return planes.astype(kind) if kind.kind == "f" else np.rint(planes).astype(kind)
-
-
-class PyramidWriter:
-    """Writes all levels of a 2D image in one pass over its level 0, depth first through the tree of its tiles.
-
-    ``arrays`` are the zarr arrays (c, y, x) of the levels, ``read_tile(y, x, height, width)`` gives (height, width, c)
-    level-0 pixels. The unit of reading and of writing is one whole shard, so no shard has two writers; what is held is
-    one unit per level and ``threads`` units of level 0, however big the image. Threads change nothing in the result.
-    """
-
-    def __init__(self, arrays: Sequence[Any], read_tile: ReadTile, unit_px: int, threads: int = 1):
-        self.arrays, self.read_tile, self.unit_px, self.threads = arrays, read_tile, unit_px, max(1, threads)
-
-    def write(self) -> None:
-        """Write every level. An exception of ``read_tile`` ends the pass and is raised here."""
-        top = len(self.arrays) - 1
-        with ThreadPoolExecutor(self.threads) as pool:
-            leaves = self._leaves(pool, top)
-            for row, column in self._nodes(top):
-                self._node(top, row, column, leaves)
-
-    def _box(self, level: int, row: int, column: int) -> tuple[int, int, int, int]:
-        height, width = self.arrays[level].shape[1:]
-        y, x = row * self.unit_px, column * self.unit_px
-        return y, x, min(self.unit_px, height - y), min(self.unit_px, width - x)
-
-    def _nodes(self, level: int) -> list[tuple[int, int]]:
-        rows, columns = (-(-n // self.unit_px) for n in self.arrays[level].shape[1:])
-        return list(itertools.product(range(rows), range(columns)))
-
-    def _children(self, level: int, row: int, column: int) -> list[tuple[int, int]]:
-        rows, columns = (-(-n // self.unit_px) for n in self.arrays[level - 1].shape[1:])
-        pairs = itertools.product((2 * row, 2 * row + 1), (2 * column, 2 * column + 1))
-        return [(r, c) for r, c in pairs if r < rows and c < columns]
-
-    def _order(self, level: int, row: int, column: int) -> Iterator[tuple[int, int]]:
-        if level == 0:
-            yield row, column
-            return
-        for r, c in self._children(level, row, column):
-            yield from self._order(level - 1, r, c)
-
-    def _leaves(self, pool: ThreadPoolExecutor, top: int) -> Iterator[NDArray[np.float32]]:
-        """Level-0 tiles in the order of the walk, read and written ahead by as many threads as granted."""
-        order = (leaf for node in self._nodes(top) for leaf in self._order(top, *node))
-        ahead: deque[Future[NDArray[np.float32]]] = deque()
-        for leaf in order:
-            ahead.append(pool.submit(self._leaf, *leaf))
-            if len(ahead) > self.threads:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-
-    def _leaf(self, row: int, column: int) -> NDArray[np.float32]:
-        y, x, height, width = self._box(0, row, column)
-        planes = np.ascontiguousarray(np.moveaxis(self.read_tile(y, x, height, width), -1, 0))
-        self.arrays[0][:, y : y + height, x : x + width] = planes
-        return halve(planes.astype(np.float32)) if len(self.arrays) > 1 else np.empty((0, 0, 0), np.float32)
-
-    def _node(self, level: int, row: int, column: int, leaves: Iterator[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """Write one tile of a level from its up to four children; returns its own average for the level above."""
-        if level == 0:
-            return next(leaves)
-        array, half = self.arrays[level], self.unit_px // 2
-        y, x, height, width = self._box(level, row, column)
-        planes = np.empty((array.shape[0], height, width), np.float32)
-        for r, c in self._children(level, row, column):
-            part = self._node(level - 1, r, c, leaves)
-            top, left = (r - 2 * row) * half, (c - 2 * column) * half
-            planes[:, top : top + part.shape[1], left : left + part.shape[2]] = part
-        array[:, y : y + height, x : x + width] = quantise(planes, array.dtype)
-        return halve(planes) if level + 1 < len(self.arrays) else planes
-
-
 @dataclass(frozen=True)
 class PyramidSpec:
     """What a pyramid is to hold: its name, level-0 grid (2D), channel names, pixel type and number of levels."""
@@ -224,8 +144,11 @@ class PyramidSpec:
     levels: int
 
 
-def write_pyramid(folder: Path, spec: PyramidSpec, read_tile: ReadTile, storage: Storage, threads: int = 1) -> None:
-    """Write the OME-Zarr image ``folder`` (new or empty) from ``read_tile(y, x, height, width) -> (height, width, c)``."""
+def write_pyramid(folder: Path, spec: PyramidSpec, reading: Reading, storage: Storage) -> dict[str, str]:
+    """Write the OME-Zarr image ``folder`` (new or empty) from level-0 pixels; returns the digests of the files with pixels.
+
+    ``reading.read_tile(y, x, height, width)`` gives (height, width, c). What it raises is raised here.
+    """
     import zarr
 
     grids = [level_grid(spec.grid, k) for k in range(spec.levels)]
@@ -235,9 +158,9 @@ def write_pyramid(folder: Path, spec: PyramidSpec, read_tile: ReadTile, storage:
     group = zarr.open_group(str(folder), mode="w", zarr_format=3, attributes=attributes)
     count = len(spec.channels)
     arrays = [create_level(group, str(k), (count, *grid.shape), spec.dtype, storage) for k, grid in enumerate(grids)]
-    # zarr's codecs run in threads of their own: no more of them than were granted
-    with zarr.config.set({"threading.max_workers": max(1, threads)}):
-        PyramidWriter(arrays, read_tile, storage.shard_px, threads).write()
+    levels = [ArrayFiles(folder / str(k), array, storage.codec) for k, array in enumerate(arrays)]
+    PyramidWriter(levels, storage.shard_px, reading).write()
+    return {name: digest for level in levels for name, digest in level.digests.items()}
 
 
 def write_label(folder: Path, name: str, masks: Sequence[Pixels], grids: Sequence[Grid], storage: Storage) -> None:

@@ -16,6 +16,7 @@ from histomri.io.images import OpenImage
 from histomri.io.nifti import write_nifti
 from histomri.io.omezarr import PyramidSpec, Storage, level_count, write_pyramid
 from histomri.io.publish import remove
+from histomri.io.pyramid import Reading
 from histomri.io.raster import write_png, write_tiff
 from histomri.io.transform_files import Sampling, write_affine, write_chain_2d
 from histomri.registration.alignment import Progress, silent
@@ -117,7 +118,7 @@ def _write_zarr(path: Path, image: Image, transform: Transform, grid: Grid) -> N
         return pixels.reshape(height, width, -1).astype(_tiff_type(image), copy=False)
 
     spec = PyramidSpec("registered", grid, image.channels or ("intensity",), str(_tiff_type(image)), level_count(grid.shape, 512))
-    write_pyramid(path, spec, tile, Storage(shard_px=TILE_PX))
+    write_pyramid(path, spec, Reading(tile, block_px=TILE_PX), Storage(shard_px=TILE_PX))
 
 
 class _Warped:

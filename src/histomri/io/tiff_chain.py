@@ -10,6 +10,8 @@ CLASSIC_LIMIT = 2**32  # beyond it, NDPI's offsets wrap around and say nothing
 
 def is_cut_off(path: Path) -> bool:
     """True for a TIFF (classic or Big) one of whose image directories lies beyond the end of the file; False for other files."""
+    if path.is_dir():
+        return False
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(16)

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from histomri.core import Grid, InputError, Section
-from histomri.core.errors import Problem
+from histomri.core.errors import HistomriError, Problem
 from histomri.io import omezarr, slides
 from histomri.io.publish import content_sha256, remove, whole
+from histomri.io.pyramid import Reading, ReadTile
 from histomri.io.sections import SectionManifest, write_manifest
+from histomri.io.shards import encoder, room_for
 
 LITTLE_TISSUE = 0.01
+BASE_MB = 350
+SAMPLE_PX = 512
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,7 @@ class IngestSettings:
     mask_min_piece: float = 0.02
     mask_max_hole: float = 0.3
     min_tissue_fraction: float = 0.0005
+    focal_plane: str = "sharpest"
 
     @property
     def storage(self) -> omezarr.Storage:
@@ -43,6 +55,14 @@ class IngestSettings:
 
 class NoPixelSizeError(InputError):
     """Neither the sheet nor the file nor the config says how big a pixel is."""
+
+
+class NoSpaceError(HistomriError):
+    """The disk is too small, or not to be written."""
+
+
+class SlideChangedError(HistomriError):
+    """A slide's files changed while they were read."""
 
 
 def ingest_section(
@@ -57,40 +77,48 @@ def ingest_section(
 
     The pixel size is the sheet's, else the file's, else ``pixel_size_mm``. A slide that cannot be read gives a store of one
     pixel and the status ``unreadable``, one without tissue the status ``empty``. The result does not depend on ``threads``.
-    Raises ``InputError`` where no pixel size is known.
+    Raises ``InputError`` where no pixel size is known, :class:`NoSpaceError` where the disk is too small, and
+    :class:`SlideChangedError`; then nothing is published.
     """
     store, manifest = Path(store), Path(manifest)
     # an old manifest must never stand beside a new store
     remove(manifest)
-    with whole(store) as partial:
+    with disk_errors_in_words(store), whole(store) as partial:
+        digests: dict[str, str] = {}
         try:
-            record = convert(section, partial, settings, pixel_size_mm, threads)
+            record, digests = convert(section, partial, settings, pixel_size_mm, threads)
         except NoPixelSizeError:
             raise
         except (InputError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in NO_SPACE:
+                raise
             remove(partial)
             record = placeholder(section, partial, settings, pixel_size_mm, error)
-        record = replace(record, store=store, content_sha256=content_sha256(partial))
+        record = replace(record, store=store, content_sha256=content_sha256(partial, digests))
     write_manifest(manifest, record)
     return record
 
 
 def convert(
     section: Section, folder: Path, settings: IngestSettings, pixel_size_mm: float | None, threads: int
-) -> SectionManifest:
-    """Write the pyramid and the tissue label of a readable slide into ``folder``. Raises ``InputError``."""
+) -> tuple[SectionManifest, dict[str, str]]:
+    """Write the pyramid and the tissue label of a readable slide into ``folder``; the record, and digests of files with pixels.
+
+    Raises ``InputError``, :class:`NoSpaceError` and :class:`SlideChangedError`.
+    """
     if section.file is None:
         raise bad(section, "the sheet names no file", "fill in the column 'file', or set the status to missing")
-    with slides.open_slide(section.file, section.channel, settings.max_plain_px) as slide:
+    opened = slides.open_slide(section.file, section.channel, settings.max_plain_px, settings.focal_plane)
+    with opened as slide, unchanged(slide):
         info = slide.info
         grid = Grid(region_shape(section, info.shape), pixel_size(section, info, pixel_size_mm))
         levels = omezarr.level_count(grid.shape, settings.smallest_level_px)
         spec = omezarr.PyramidSpec(section.id, grid, info.channels, info.dtype, levels)
         left, top = section.region[:2] if section.region else (0, 0)
-        granted = threads_within_memory(settings, len(info.channels), np.dtype(info.dtype).itemsize, threads)
-        omezarr.write_pyramid(
-            folder, spec, lambda y, x, h, w: slide.read_region(y + top, x + left, h, w), settings.storage, granted
-        )
+        granted = threads_within_memory(settings, spec, threads)
+        reading = reading_of(slide, (top, left), granted, ProgressLog(spec))
+        check_space(folder, spec, reading.read_tile, settings.codec)
+        digests = omezarr.write_pyramid(folder, spec, reading, settings.storage)
         flags = damage_flags(section, slide.bad_tiles, slide.tiles, settings.max_bad_tiles)
     record = SectionManifest(
         section=section.id,
@@ -105,7 +133,20 @@ def convert(
         flags=(*flags, *info.notes),
         dropped=info.dropped,
     )
-    return add_tissue(record, settings)
+    return add_tissue(record, settings), digests
+
+
+def reading_of(slide: slides.Slide, corner: tuple[int, int], threads: int, progress: Callable[[int], None]) -> Reading:
+    """How a slide's pixels from ``corner`` (y, x) on are read."""
+    top, left = corner
+
+    def tile(y: int, x: int, height: int, width: int) -> slides.Pixels:
+        return slide.read_region(y + top, x + left, height, width)
+
+    def planes(y: int, x: int, height: int, width: int, out: slides.Pixels) -> None:
+        slide.read_planes(y + top, x + left, height, width, out)
+
+    return Reading(tile, slide.block_px, threads, progress, read_planes=None if slide.block_px else planes)
 
 
 def add_tissue(record: SectionManifest, settings: IngestSettings) -> SectionManifest:
@@ -149,7 +190,8 @@ def placeholder(
     size = section.pixel_size_mm or pixel_size_mm or 1.0
     grid = Grid((1, 1), np.full(2, size))
     spec = omezarr.PyramidSpec(section.id, grid, ("intensity",), "uint8", 1)
-    omezarr.write_pyramid(folder, spec, lambda y, x, h, w: np.full((h, w, 1), 255, np.uint8), settings.storage)
+    reading = Reading(lambda y, x, h, w: np.full((h, w, 1), 255, np.uint8))
+    omezarr.write_pyramid(folder, spec, reading, settings.storage)
     omezarr.write_label(folder, "tissue", [np.zeros((1, 1), bool)], [grid], settings.storage)
     problems = error.problems if isinstance(error, InputError) else ()
     reason = "; ".join(problem.what for problem in problems) or str(error)
@@ -195,12 +237,98 @@ def pixel_size(section: Section, info: slides.SlideInfo, default_mm: float | Non
     return np.asarray(size, float)
 
 
-def threads_within_memory(settings: IngestSettings, channels: int, itemsize: int, threads: int) -> int:
-    """How many of the granted threads fit ``max_memory_mb``: each holds one unit as read, stored and averaged."""
-    unit = settings.shard_px**2 * channels * (3 * itemsize + 5) / 2**20
-    # the levels above hold one unit each in float32, the interpreter and the tile cache the rest
-    fixed = 350 + settings.shard_px**2 * channels * 4 / 2**20 * 2
-    return max(1, min(threads, math.floor((settings.max_memory_mb - fixed) / unit)))
+def threads_within_memory(settings: IngestSettings, spec: omezarr.PyramidSpec, threads: int) -> int:
+    """How many of the granted threads fit ``max_memory_mb``.
+
+    Each holds one shard as coded, and at worst its own shard of sums at every level above; see ``io.pyramid``.
+    """
+    from histomri.kernels.pyramid import sum_type
+
+    channels, dtype = len(spec.channels), np.dtype(spec.dtype)
+    sides = [[min(n, settings.shard_px) for n in omezarr.level_grid(spec.grid, k).shape] for k in range(spec.levels)]
+    sums = sum(float(np.prod(side)) * sum_type(dtype, k).itemsize for k, side in enumerate(sides) if k)
+    unit = (settings.shard_px**2 * dtype.itemsize + sums) * channels / 2**20
+    # the interpreter and its libraries, and decoded tiles that are kept
+    return max(1, min(threads, math.floor((settings.max_memory_mb - BASE_MB) / unit)))
+
+
+class ProgressLog:
+    """Says in the job's log how much is done and how long the rest may take, every ten seconds and at the end of a long one."""
+
+    def __init__(self, spec: omezarr.PyramidSpec, every_s: float = 10.0):
+        self._per_px = len(spec.channels) * np.dtype(spec.dtype).itemsize
+        self._total, self._done, self._every_s = int(np.prod(spec.grid.shape)), 0, every_s
+        self._began = self._said = time.monotonic()
+        self._lock = threading.Lock()
+
+    def __call__(self, pixels: int) -> None:
+        """That many more pixels of level 0 are written."""
+        with self._lock:
+            self._done += pixels
+            now = time.monotonic()
+            if now - self._said < self._every_s:
+                return
+            self._said = now
+        rate = self._done / (now - self._began)
+        done, total = (n * self._per_px / 1e9 for n in (self._done, self._total))
+        left = (self._total - self._done) / rate
+        print(f"{done:.2f} of {total:.2f} GB of pixels, {rate * self._per_px / 1e6:.0f} MB/s, {left:.0f} s to go", flush=True)
+
+
+@contextmanager
+def disk_errors_in_words(store: Path) -> Iterator[None]:
+    """A full disk as :class:`NoSpaceError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        raise NoSpaceError(f"{store} could not be written ({error.strerror}): free space there, or move the output") from error
+
+
+@contextmanager
+def unchanged(slide: slides.Slide) -> Iterator[None]:
+    """Raises :class:`SlideChangedError` where a file of the slide has another size or time at the end of the block."""
+    before = {file: stamp(file) for file in slide.files()}
+    yield
+    changed = [str(file) for file, seen in before.items() if stamp(file) != seen]
+    if changed:
+        raise SlideChangedError(f"{', '.join(changed)} changed while it was read: wait until it is copied whole, and run again")
+
+
+def stamp(file: Path) -> tuple[int, int] | None:
+    """Size and time of a file, None where there is none any more."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+def check_space(folder: Path, spec: omezarr.PyramidSpec, read_tile: ReadTile, codec: str) -> None:
+    """Raises :class:`NoSpaceError` where the store will hardly fit on the disk of ``folder``, by a sample of its pixels."""
+    height, width = spec.grid.shape
+    pixels = height * width * len(spec.channels) * np.dtype(spec.dtype).itemsize * 4 / 3
+    free = shutil.disk_usage(folder.parent).free
+    if pixels < free:
+        return
+    needed = pixels * coded_share(read_tile, (height, width), codec)
+    if needed > free:
+        what = f"the pyramid needs about {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free"
+        raise NoSpaceError(f"{folder.parent}: {what}: free space there, move the output, or choose another ingest.codec")
+
+
+def coded_share(read_tile: ReadTile, shape: tuple[int, int], codec: str) -> float:
+    """Bytes that the codec makes of a byte of pixels, by 25 boxes spread over the slide."""
+    side, places = min(SAMPLE_PX, *shape), range(5)
+    encode, coded, read = encoder(codec, 1), 0, 0
+    for i in places:
+        for j in places:
+            y, x = (round((n - side) * k / 4) for n, k in zip(shape, (i, j), strict=True))
+            planes = np.ascontiguousarray(np.moveaxis(read_tile(y, x, side, side), -1, 0))
+            coded += encode(planes, memoryview(bytearray(room_for(planes.nbytes))))
+            read += planes.nbytes
+    return coded / read
 
 
 def damage_flags(section: Section, bad_tiles: int, tiles: int, max_share: float) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from histomri.core import InputError
 from histomri.core.errors import Problem
+from histomri.kernels.planes import split_planes
 
 Pixels = NDArray[Any]
 
@@ -23,7 +24,7 @@ RGB = ("red", "green", "blue")
 # resolutions that programs write when they know none; a slide scanned at exactly one of these needs its size in the sheet
 PRINT_DPI = (72.0, 90.0, 96.0, 100.0, 120.0, 150.0, 200.0, 300.0)
 PLAUSIBLE_MM = (1e-5, 1.0)
-READABLE = "SVS, NDPI, MRXS, SCN, tiled TIFF, TIFF, OME-TIFF, QPTIFF, PNG or JPEG"
+READABLE = "SVS, NDPI, MRXS, SCN, tiled TIFF, TIFF, OME-TIFF, QPTIFF, OME-Zarr, PNG or JPEG"
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,9 @@ class SlideInfo:
     """What a slide file says about itself, without its pixels.
 
     ``shape`` (y, x) and ``pixel_size_mm`` (y, x; None where the file states none) are those of level 0; ``dropped`` names
-    the associated images (label, macro, thumbnail) that are never read; ``notes`` are remarks for the user.
+    the associated images (label, macro, thumbnail), which are never read unless one asks for them by name; ``notes`` are
+    remarks for the user. ``levels`` are the shapes (y, x) of the file's levels, finest first (empty: only level 0), ``planes``
+    the number of its focal planes.
     """
 
     path: Path
@@ -42,23 +45,39 @@ class SlideInfo:
     reader: str
     dropped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    levels: tuple[tuple[int, int], ...] = ()
+    planes: int = 1
 
 
 class Slide(ABC):
-    """An open slide: level-0 pixels by region, from any thread. Use it as a context manager.
+    """An open slide: pixels by region of any of its levels, from any thread. Use it as a context manager.
 
     A part that cannot be decoded is filled with the background and counted: ``bad_tiles`` of ``tiles``.
     """
 
     info: SlideInfo
     tiles: int = 1
+    # side in pixels of a region that is best read at once; 0: any, as the file has small tiles
+    block_px: int = 2048
 
     def __init__(self) -> None:
         self._bad: set[Hashable] = set()
 
     @abstractmethod
-    def read_region(self, y: int, x: int, height: int, width: int) -> Pixels:
-        """Level-0 pixels (height, width, c) of a box inside the slide."""
+    def read_region(self, y: int, x: int, height: int, width: int, level: int = 0) -> Pixels:
+        """Pixels (height, width, c) of a box inside a level; y and x count that level's pixels."""
+
+    def read_planes(self, y: int, x: int, height: int, width: int, planes: Pixels) -> None:
+        """Fill the corner of contiguous ``planes`` (c, y, x) with the level-0 pixels of a box."""
+        split_planes(self.read_region(y, x, height, width), (0, 0, height, width), planes, (0, 0))
+
+    def read_associated(self, name: str) -> Pixels:
+        """Pixels (y, x[, c]) of one of the images named in ``info.dropped``. Raises ``KeyError`` for another name."""
+        raise KeyError(name)
+
+    def files(self) -> tuple[Path, ...]:
+        """The files that the pixels come from, as far as they are known."""
+        return (self.info.path,)
 
     def close(self) -> None:
         """Close the file."""
@@ -116,6 +135,14 @@ def pixel_size_from_density(per_mm_x: float, per_mm_y: float) -> tuple[float, fl
         return None
     size = (1 / per_mm_y, 1 / per_mm_x)
     return size if PLAUSIBLE_MM[0] <= min(size) and max(size) <= PLAUSIBLE_MM[1] else None
+
+
+def checked_plane(path: Path, plane: int, count: int) -> int:
+    """A focal plane's number, from 0. Raises ``InputError`` where there are not so many."""
+    if not 0 <= plane < count:
+        remedy = f"give a number from 0 to {count - 1}, or 'sharpest' or 'middle', as ingest.focal_plane"
+        raise problem(path, f"has no focal plane {plane}; it has {count}", remedy)
+    return plane
 
 
 def channel_indices(path: Path, channels: Sequence[str], wanted: str | None) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def info_of(image: Any, path: Path) -> SlideInfo:
     is_grey = wide or image.mode in ("L", "LA", "1", "F")
     dtype = "float32" if image.mode == "F" else "uint16" if wide else "uint8"
     channels = ("intensity",) if is_grey else RGB
-    return SlideInfo(path, (image.height, image.width), size, channels, dtype, "pillow")
+    shape = (image.height, image.width)
+    return SlideInfo(path, shape, size, channels, dtype, "pillow", levels=(shape,))
 
 
 def pixels_of(image: Any, info: SlideInfo) -> Pixels:
@@ -78,10 +80,8 @@ class PlainSlide(Slide):
                 raise problem(path, f"is truncated or corrupt ({error})", "export or copy it again") from error
         chosen = channel_indices(path, info.channels, channel)
         self._pixels = pixels[..., chosen]
-        self.info = SlideInfo(
-            path, info.shape, info.pixel_size_mm, tuple(info.channels[i] for i in chosen), info.dtype, info.reader
-        )
+        self.info = replace(info, channels=tuple(info.channels[i] for i in chosen))
 
-    def read_region(self, y: int, x: int, height: int, width: int) -> Pixels:
+    def read_region(self, y: int, x: int, height: int, width: int, level: int = 0) -> Pixels:
         """Pixels (height, width, c) of a box inside the image."""
         return self._pixels[y : y + height, x : x + width]

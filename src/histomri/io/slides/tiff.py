@@ -1,6 +1,6 @@
 """TIFF, OME-TIFF, QPTIFF, SVS: tiles and strips decoded directly (tifffile for the structure, imagecodecs for the pixels).
 
-Level 0 of the first series is read; where it has several focal planes or times, the first. 8 and 16 bit, integer and
+The levels of the first series are read, at one focal plane and the first time. 8 and 16 bit, integer and
 float, interleaved and planar samples. Reading is by ``os.pread``, so threads share the file without a lock.
 """
 
@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -21,13 +25,17 @@ from histomri.io.slides.base import (
     SlideInfo,
     TileCache,
     channel_indices,
+    checked_plane,
     pixel_size_from_density,
     problem,
 )
+from histomri.kernels.planes import split_planes
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 CACHE_BYTES = 48 << 20
 MAX_SEGMENT_PX = 1 << 28
+SMALL_TILE_PX = 512
+JPEG_END = b"\xff\xd9"
 PER_MM = {2: 1 / 25.4, 3: 0.1, 4: 1.0, 5: 1000.0}
 UNIT_MM = {"nm": 1e-6, "µm": 1e-3, "μm": 1e-3, "um": 1e-3, "micron": 1e-3, "mm": 1.0, "cm": 10.0, "m": 1000.0, "inch": 25.4}
 QPI_NAME = re.compile(r"<Name>([^<]+)</Name>")
@@ -109,75 +117,165 @@ def channel_names(tiff: Any, pages: list[Any], count: int, is_rgb: bool) -> tupl
     return tuple(named) if len(set(named)) == count else tuple(plain)
 
 
-def first_pages(series: Any) -> list[Any]:
-    """The pages of level 0, one per value of the channel axis, at the first focal plane and time."""
+def pages_at(series: Any, plane: int) -> list[Any]:
+    """The pages of one level, one per value of the channel axis, at one focal plane and the first time."""
     axes, shape = series.axes, series.shape
     outer = [(axis, n) for axis, n in zip(axes, shape, strict=True) if axis not in "YXS"]
     numbers = np.arange(int(np.prod([n for _, n in outer], dtype=int))).reshape([n for _, n in outer] or [1])
     # an axis of unknown meaning (Q, I) counts as channels where there is no channel axis
     known = "C" if "C" in axes else "QI"
-    index = tuple(slice(None) if axis in known else 0 for axis, _ in outer) if outer else (slice(None),)
+    wanted = {"Z": plane}
+    index = tuple(slice(None) if axis in known else wanted.get(axis, 0) for axis, _ in outer) if outer else (slice(None),)
     pages = list(series.pages)
     if len(pages) == 1:
         return pages
     return [pages[i] for i in np.atleast_1d(numbers[index]).ravel()]
 
 
-class TiffSlide(Slide):
-    """A TIFF read tile by tile. Raises ``InputError`` for what cannot be read, ``tifffile.TiffFileError`` for no TIFF."""
+@dataclass(frozen=True)
+class Level:
+    """The pages of a level, one per channel (or one for all); None where a file of several is missing."""
 
-    def __init__(self, path: Path, channel: str | None = None):
+    pages: tuple[Any, ...]
+
+    @cached_property
+    def keyframe(self) -> Any:
+        """The page that says how all of them are stored."""
+        return next(p for p in self.pages if p is not None).keyframe
+
+    @cached_property
+    def shape(self) -> tuple[int, int]:
+        """Pixels (y, x)."""
+        return int(self.keyframe.imagelength), int(self.keyframe.imagewidth)
+
+    @cached_property
+    def tile(self) -> tuple[int, int]:
+        """Rows and columns of a tile, or of a strip."""
+        page = self.keyframe
+        if page.is_tiled:
+            return int(page.tilelength), int(page.tilewidth)
+        return min(int(page.rowsperstrip), int(page.imagelength)), int(page.imagewidth)
+
+    @cached_property
+    def tiles(self) -> tuple[int, int]:
+        """Tiles down and across."""
+        (height, width), (rows, columns) = self.shape, self.tile
+        return -(-height // rows), -(-width // columns)
+
+
+def levels_of(tiff: Any, plane: int) -> list[Level]:
+    """The levels of the first image, finest first; also where they are series of their own, marked as reduced."""
+    found = [Level(tuple(pages_at(level, plane))) for level in tiff.series[0].levels]
+    found = [level for level in found if any(p is not None for p in level.pages)]
+    if len(found) == 1 and not tiff.is_ome:
+        found += [Level(tuple(s.pages)) for s in tiff.series[1:] if _is_reduced(found[0], s)]
+    return found
+
+
+def _is_reduced(first: Level, series: Any) -> bool:
+    """Whether a series is a smaller version of a level: so marked, tiled like it, and of its shape but for a pixel."""
+    page = series.keyframe
+    if not (page.is_reduced and page.is_tiled and len(series.pages) == len(first.pages) == 1):
+        return False
+    ratio = first.shape[0] / page.imagelength
+    close = abs(first.shape[1] / ratio - page.imagewidth) <= 1.0
+    return bool(ratio > 1 and close and page.samplesperpixel == first.keyframe.samplesperpixel)
+
+
+def decoder_colours(page: Any) -> tuple[Any, Any] | None:
+    """Colour spaces for decoding a page's JPEG tiles without tifffile's detours; None where it is not so simple."""
+    import tifffile
+
+    simple = page.is_tiled and page.compression == 7 and page.planarconfig == 1 and page.jpegheader is None
+    if not (simple and page.dtype == np.uint8 and page.samplesperpixel in (1, 3)):
+        return None
+    colours: tuple[Any, Any] = tifffile.tifffile.jpeg_decode_colorspace(
+        page.photometric, page.planarconfig, page.extrasamples, page.is_jfif
+    )
+    return colours
+
+
+class TiffSlide(Slide):
+    """A TIFF read tile by tile. Raises ``InputError`` for what cannot be read, ``tifffile.TiffFileError`` for no TIFF.
+
+    ``plane`` is the focal plane, counted from 0.
+    """
+
+    def __init__(self, path: Path, channel: str | None = None, plane: int = 0):
         import tifffile
 
         super().__init__()
         self._tiff = tifffile.TiffFile(path)
         self._files: dict[str, int] = {}
         self._cache = TileCache(CACHE_BYTES)
+        self._scratch = threading.local()
         try:
-            self._describe(path, channel)
+            self._describe(path, channel, plane)
         except BaseException:
             self.close()
             raise
 
-    def _describe(self, path: Path, channel: str | None) -> None:
+    def _describe(self, path: Path, channel: str | None, plane: int) -> None:
         if not self._tiff.series:
             raise problem(path, "is a TIFF without any image", "export or copy it again")
         series = self._tiff.series[0]
-        self._pages = first_pages(series)
-        page = self._page = next((p for p in self._pages if p is not None), None)
-        if page is None:
+        sizes = dict(zip(series.axes, series.shape, strict=True))
+        self._levels = levels_of(self._tiff, checked_plane(path, plane, sizes.get("Z", 1)))
+        if not self._levels:
             raise problem(path, "is a TIFF whose pages are missing", "copy all files of the image")
-        self._keyframe = page.keyframe
+        page = self._levels[0].keyframe
         self._check(path)
         names = self._channels()
-        chosen = channel_indices(path, names, channel)
-        self._chosen = chosen
-        dropped = tuple(sorted((s.name or f"series {i}").lower() for i, s in enumerate(self._tiff.series) if i))
-        planes = {"Z": "focal planes", "T": "times"}
-        sizes = dict(zip(series.axes, series.shape, strict=True))
-        notes = tuple(f"{sizes[a]} {what}, the first is used" for a, what in planes.items() if sizes.get(a, 1) > 1)
-        shape = (int(self._keyframe.imagelength), int(self._keyframe.imagewidth))
-        size = pixel_size_of(self._tiff, self._keyframe)
-        reader = f"tifffile ({series.kind})"
+        self._chosen = channel_indices(path, names, channel)
         self._dtype = np.dtype(series.dtype).newbyteorder("=")
         self._fill = 255 if self._is_rgb and self._dtype == np.uint8 else 0
-        self.info = SlideInfo(path, shape, size, tuple(names[i] for i in chosen), str(self._dtype), reader, dropped, notes)
-        self.tiles = sum(len(p.dataoffsets) for p in self._pages if p is not None)
+        self._colours = [decoder_colours(level.keyframe) for level in self._levels]
+        self.block_px = max(self._levels[0].tile) if page.is_tiled else self.block_px
+        self.block_px = 0 if self.block_px <= SMALL_TILE_PX else self.block_px
+        self.tiles = sum(len(p.dataoffsets) for p in self._levels[0].pages if p is not None)
+        coded = zip(self._colours, self._levels, strict=True)
+        self._ends = [colours is not None and self._has_ends(level.pages[0]) for colours, level in coded]
+        self.info = SlideInfo(
+            path,
+            self._levels[0].shape,
+            pixel_size_of(self._tiff, page),
+            tuple(names[i] for i in self._chosen),
+            str(self._dtype),
+            f"tifffile ({series.kind})",
+            tuple(sorted(self._others())),
+            self._notes(sizes, plane),
+            tuple(level.shape for level in self._levels),
+            int(sizes.get("Z", 1)),
+        )
+
+    def _notes(self, sizes: dict[str, int], plane: int) -> tuple[str, ...]:
+        notes = [f"{sizes['Z']} focal planes, number {plane} is used"] if sizes.get("Z", 1) > 1 else []
+        notes += [f"{sizes['T']} times, the first is used"] if sizes.get("T", 1) > 1 else []
+        missing = sum(p is None for p in self._levels[0].pages)
+        notes += [f"{missing} of {len(self._levels[0].pages)} pages are missing and are filled"] if missing else []
+        return tuple(notes)
+
+    def _others(self) -> dict[str, Any]:
+        """The images of the file that are no level of the first one, by name."""
+        ours = {id(p.keyframe) for level in self._levels for p in level.pages if p is not None}
+        series = [(i, s) for i, s in enumerate(self._tiff.series) if i and id(s.keyframe) not in ours]
+        return {(s.name or f"series {i}").lower(): s for i, s in series}
 
     @property
     def _is_rgb(self) -> bool:
-        return int(self._keyframe.photometric) in (2, 6) and self._keyframe.samplesperpixel >= 3
+        page = self._levels[0].keyframe
+        return int(page.photometric) in (2, 6) and page.samplesperpixel >= 3
 
     def _channels(self) -> tuple[str, ...]:
-        samples = int(self._keyframe.samplesperpixel)
-        if self._is_rgb and len(self._pages) == 1:
+        pages = self._levels[0].pages
+        if self._is_rgb and len(pages) == 1:
             return RGB
         # samples beside RGB (alpha) are dropped; other samples are channels of their own
-        self._samples = 1 if len(self._pages) > 1 else samples
-        return channel_names(self._tiff, self._pages, len(self._pages) * self._samples, False)
+        samples = 1 if len(pages) > 1 else int(self._levels[0].keyframe.samplesperpixel)
+        return channel_names(self._tiff, list(pages), len(pages) * samples, False)
 
     def _check(self, path: Path) -> None:
-        page = self._keyframe
+        page = self._levels[0].keyframe
         kind = np.dtype(page.dtype) if page.dtype is not None else None
         if kind is None or kind.kind not in "uif" or page.bitspersample < 8:
             raise problem(path, f"has pixels of {page.bitspersample} bits", "export it with 8 or 16 bits per channel")
@@ -185,7 +283,7 @@ class TiffSlide(Slide):
             raise problem(path, "has palette colours", "export it as RGB")
         if page.imagedepth > 1:
             raise problem(path, "is a volume, not a slide", "export one plane")
-        rows, columns = self._tile_shape()
+        rows, columns = self._levels[0].tile
         if rows * columns > MAX_SEGMENT_PX:
             what = f"is stored as strips of {columns} x {rows} pixels, too much to decode at once"
             raise problem(path, what, "convert it to a tiled TIFF")
@@ -197,75 +295,136 @@ class TiffSlide(Slide):
             os.close(descriptor)
         self._files = {}
 
+    def files(self) -> tuple[Path, ...]:
+        """The file, and the others of an OME-TIFF of several."""
+        pages = [p for p in self._levels[0].pages if p is not None]
+        return tuple(sorted({self.info.path, *(Path(p.parent.filehandle.path) for p in pages)}))
+
     def missing_bytes(self) -> int:
         """How many tiles of level 0 lie beyond the end of the file: more than none means that it was cut off."""
         missing = 0
-        for page in (p for p in self._pages if p is not None):
+        for page in (p for p in self._levels[0].pages if p is not None):
             size = page.parent.filehandle.size
             ends = np.asarray(page.dataoffsets, np.int64) + np.asarray(page.databytecounts, np.int64)
             missing += int((ends > size).sum())
         return missing
 
-    def read_region(self, y: int, x: int, height: int, width: int) -> Pixels:
-        """Level-0 pixels (height, width, c) of a box inside the slide."""
-        out = np.full((height, width, len(self._chosen)), self._fill, self._dtype)
-        if len(self._pages) == 1 and self._keyframe.planarconfig == 1:
-            self._copy(out, (y, x), 0, 0, self._chosen)
+    def read_associated(self, name: str) -> Pixels:
+        """Pixels (y, x[, c]) of one of the images named in ``info.dropped``. Raises ``KeyError`` for another name."""
+        pixels: Pixels = self._others()[name].asarray()
+        return pixels
+
+    def read_region(self, y: int, x: int, height: int, width: int, level: int = 0) -> Pixels:
+        """Pixels (height, width, c) of a box inside a level."""
+        out = np.empty((height, width, len(self._chosen)), self._dtype)
+        pages, keyframe = self._levels[level].pages, self._levels[level].keyframe
+        if len(pages) == 1 and keyframe.planarconfig == 1:
+            self._copy(out, (y, x), level, (0, 0), self._columns)
             return out
         for at, number in enumerate(self._chosen):
             # a channel is a page of its own, or a plane of the only page
-            page_number, plane = (number, 0) if len(self._pages) > 1 else (0, number)
-            if self._pages[page_number] is not None:
-                self._copy(out[..., at : at + 1], (y, x), page_number, plane, [0])
+            place = (number, 0) if len(pages) > 1 else (0, number)
+            self._copy(out[..., at : at + 1], (y, x), level, place, slice(0, 1))
         return out
 
-    def _copy(self, out: Pixels, corner: tuple[int, int], page_number: int, plane: int, columns: list[int]) -> None:
-        """Copy the tiles of one plane of a page that meet the box at ``corner`` into ``out``."""
-        (y, x), (height, width) = corner, out.shape[:2]
-        rows, cols = self._tile_shape()
-        across = -(-self.info.shape[1] // cols)
-        per_plane = across * -(-self.info.shape[0] // rows)
+    def read_planes(self, y: int, x: int, height: int, width: int, planes: Pixels) -> None:
+        """Fill the corner of contiguous ``planes`` (c, y, x) with the level-0 pixels of a box; tiles are split while hot."""
+        first = self._levels[0]
+        if len(first.pages) > 1 or first.keyframe.planarconfig != 1:
+            super().read_planes(y, x, height, width, planes)
+            return
+        for (top, left), box, tile in self._pieces((y, x), (height, width), 0, (0, 0)):
+            if tile is None:
+                planes[:, top : top + box[2], left : left + box[3]] = self._fill
+            else:
+                split_planes(tile[..., self._columns], box, planes, (top, left))
+
+    @property
+    def _columns(self) -> Any:
+        """The samples wanted of an interleaved tile: an index that copies nothing where all are."""
+        every = self._chosen == list(range(self._levels[0].keyframe.samplesperpixel))
+        return slice(None) if every else self._chosen
+
+    def _copy(self, out: Pixels, corner: tuple[int, int], level: int, place: tuple[int, int], columns: Any) -> None:
+        """Copy the tiles of one plane of a page (``place``) that meet the box at ``corner`` into ``out``."""
+        for (top, left), (r, c, h, w), tile in self._pieces(corner, out.shape[:2], level, place):
+            to = out[top : top + h, left : left + w]
+            to[...] = self._fill if tile is None else tile[r : r + h, c : c + w, columns]
+
+    def _pieces(
+        self, corner: tuple[int, int], size: tuple[int, ...], level: int, place: tuple[int, int]
+    ) -> Iterator[tuple[tuple[int, int], tuple[int, int, int, int], Pixels | None]]:
+        """The tiles that meet a box: where in the box, which part of the tile (y, x, height, width), its pixels or None."""
+        (y, x), (height, width), (page_number, plane) = corner, size, place
+        (rows, cols), (down, across) = self._levels[level].tile, self._levels[level].tiles
         for r in range(y // rows, -(-(y + height) // rows)):
             for c in range(x // cols, -(-(x + width) // cols)):
-                tile = self._tile(page_number, plane * per_plane + r * across + c)
-                if tile is None:
-                    continue
                 top, left = max(y, r * rows), max(x, c * cols)
-                bottom, right = min(y + height, r * rows + tile.shape[0]), min(x + width, c * cols + tile.shape[1])
-                part = tile[top - r * rows : bottom - r * rows, left - c * cols : right - c * cols]
-                out[top - y : bottom - y, left - x : right - x] = part[..., columns]
+                h, w = min(y + height, (r + 1) * rows) - top, min(x + width, (c + 1) * cols) - left
+                tile = self._tile((level, page_number, (plane * down + r) * across + c), (h, w) == (rows, cols))
+                yield (top - y, left - x), (top - r * rows, left - c * cols, h, w), tile
 
-    def _tile_shape(self) -> tuple[int, int]:
-        page = self._keyframe
-        if page.is_tiled:
-            return int(page.tilelength), int(page.tilewidth)
-        return min(int(page.rowsperstrip), int(page.imagelength)), int(page.imagewidth)
+    def _tile(self, key: tuple[int, int, int], is_whole: bool) -> Pixels | None:
+        """One decoded tile (y, x, samples); None where the file has none there or it does not decode (then it is counted).
 
-    def _tile(self, page_number: int, index: int) -> Pixels | None:
-        """One decoded tile (y, x, samples); None where the file has none there or it does not decode (then it is counted)."""
-        key = (page_number, index)
-        if key in self._bad:
-            return None
-        page = self._pages[page_number]
-        offset, count = page.dataoffsets[index], page.databytecounts[index]
-        if count == 0:
+        A tile of which all is wanted will not be asked for again: it is not kept, and is good until the thread decodes another.
+        """
+        level, page_number, index = key
+        page = self._levels[level].pages[page_number]
+        if key in self._bad or page is None or page.databytecounts[index] == 0:
             return None
         try:
-            return self._cache.get(key, lambda: self._decode(page, index, offset, count))
+            if is_whole:
+                return self._decode(page, key, self._own_tile(level))
+            return self._cache.get(key, lambda: self._decode(page, key, None))
         except Exception:  # decoders raise whatever they like on bad bytes
             self._bad.add(key)
             return None
 
-    def _decode(self, page: Any, index: int, offset: int, count: int) -> Pixels:
-        data = os.pread(self._descriptor(page.parent.filehandle), count, offset)
-        if len(data) < count:
+    def _own_tile(self, level: int) -> Pixels | None:
+        """This thread's place for one decoded tile of a level; memory that is used again is twice as fast as new."""
+        if self._colours[level] is None:
+            return None
+        own: dict[Any, Pixels] = self._scratch.__dict__
+        if level not in own:
+            own[level] = np.empty((*self._levels[level].tile, int(self._levels[level].keyframe.samplesperpixel)), np.uint8)
+        return own[level]
+
+    def _decode(self, page: Any, key: tuple[int, int, int], out: Pixels | None) -> Pixels:
+        level, _, index = key
+        data = self._read(page, index)
+        if len(data) < page.databytecounts[index]:
             raise EOFError("the file ends inside a tile")
-        keyframe = page.keyframe
-        decoded, _, shape = keyframe.decode(data, index, jpegtables=page.jpegtables, jpegheader=keyframe.jpegheader)
-        if decoded is None:
+        if self._ends[level] and data[-2:] != JPEG_END and not data.rstrip(b"\0").endswith(JPEG_END):
+            raise EOFError("the tile lacks its end")
+        keyframe, colours = page.keyframe, self._colours[level]
+        if colours is not None and out is not None:
+            import imagecodecs
+
+            decoded: Pixels = imagecodecs.jpeg8_decode(
+                data, tables=page.jpegtables, colorspace=colours[0], outcolorspace=colours[1], out=out
+            )
+            return decoded
+        found, _, shape = keyframe.decode(data, index, jpegtables=page.jpegtables, jpegheader=keyframe.jpegheader)
+        if found is None:
             raise ValueError("an empty tile")
-        tile: Pixels = decoded[0, : shape[1], : shape[2]].astype(self._dtype, copy=False)
+        tile: Pixels = found[0, : shape[1], : shape[2]].astype(self._dtype, copy=False)
         return np.iinfo(self._dtype).max - tile if int(keyframe.photometric) == 0 and self._dtype.kind == "u" else tile
+
+    def _has_ends(self, page: Any) -> bool:
+        """Whether the file's JPEG tiles end with the marker that they should end with, by nine of them.
+
+        Where they do, a tile without it was cut off, or zeroed by a copy that failed. libjpeg fills the rest of such a tile
+        with grey, and says nothing that reaches us.
+        """
+        numbers = np.unique(np.linspace(0, len(page.dataoffsets) - 1, 9).round().astype(int)).tolist()
+        whole = [i for i in numbers if page.databytecounts[i] > 2]
+        found = [self._read(page, i)[-64:].rstrip(b"\0").endswith(JPEG_END) for i in whole]
+        return sum(found) > len(found) / 2
+
+    def _read(self, page: Any, index: int) -> bytes:
+        """The bytes of a tile, as many as the file has of them."""
+        return os.pread(self._descriptor(page.parent.filehandle), page.databytecounts[index], page.dataoffsets[index])
 
     def _descriptor(self, handle: Any) -> int:
         """A descriptor of the file that a page lies in (an OME-TIFF may have several files)."""

@@ -30,7 +30,9 @@ def info_of(slide: Any, path: Path) -> SlideInfo:
     pixel_size = (float(sizes[0]) / 1000, float(sizes[1]) / 1000) if known else None
     width, height = slide.dimensions
     reader = f"openslide ({properties.get('openslide.vendor')})"
-    return SlideInfo(path, (height, width), pixel_size, RGB, "uint8", reader, tuple(sorted(slide.associated_images)))
+    levels = tuple((h, w) for w, h in slide.level_dimensions)
+    dropped = tuple(sorted(slide.associated_images))
+    return SlideInfo(path, (height, width), pixel_size, RGB, "uint8", reader, dropped, levels=levels)
 
 
 def on_white(rgba: Pixels, background: Pixels) -> Pixels:
@@ -65,18 +67,34 @@ class VendorSlide(Slide):
         """Close the file."""
         self._slide.close()
 
-    def read_region(self, y: int, x: int, height: int, width: int) -> Pixels:
-        """Level-0 pixels (height, width, c); a box that cannot be read is read again in small tiles, the bad ones filled."""
+    def files(self) -> tuple[Path, ...]:
+        """The file, and those of the folder beside it where the pixels are (MRXS)."""
+        beside = self._path.with_suffix("")
+        return (self._path, *(sorted(f for f in beside.iterdir() if f.is_file()) if beside.is_dir() else ()))
+
+    def read_associated(self, name: str) -> Pixels:
+        """Pixels (y, x, 3) of one of the images named in ``info.dropped``. Raises ``KeyError`` for another name."""
+        return np.asarray(self._slide.associated_images[name].convert("RGB"))
+
+    def read_region(self, y: int, x: int, height: int, width: int, level: int = 0) -> Pixels:
+        """Pixels (height, width, c) of a box inside a level; at level 0, what cannot be read is tried again in small tiles.
+
+        Bad tiles are filled. Raises the openslide error where another level cannot be read.
+        """
         import openslide
 
         try:
-            pixels = self._read(y, x, height, width)
+            pixels = self._read((y, x), (height, width), level)
         except openslide.OpenSlideError:
+            if level:
+                raise
             pixels = self._rescue(y, x, height, width)
         return pixels[..., self._chosen]
 
-    def _read(self, y: int, x: int, height: int, width: int) -> Pixels:
-        region = self._slide.read_region((x, y), 0, (width, height))
+    def _read(self, corner: tuple[int, int], size: tuple[int, int], level: int) -> Pixels:
+        # openslide counts places in level-0 pixels
+        y, x = (round(n * self._slide.level_downsamples[level]) for n in corner)
+        region = self._slide.read_region((x, y), level, size[::-1])
         return on_white(np.asarray(region), self._background)
 
     def _rescue(self, y: int, x: int, height: int, width: int) -> Pixels:

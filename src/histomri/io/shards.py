@@ -1,0 +1,124 @@
+"""Shard files of Zarr 3 arrays, written whole: the chunks one after the other, then their index and its CRC-32C.
+
+Why not through zarr-python: it hands every chunk of a shard from coroutine to thread and back and copies it on the way, which
+costs as much as compressing it. The format is that of ``sharding_indexed`` (index at the end; offset and length of each chunk as
+little-endian uint64, both 2**64 - 1 for a chunk of zeros, which is not stored). zarr and tensorstore read it; tests hold that.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histomri.io.publish import digest_of
+
+if TYPE_CHECKING:
+    import zarr
+
+Pixels = NDArray[Any]
+Encode = Callable[[Pixels, memoryview], int]
+EMPTY = np.uint64(2**64 - 1)
+
+
+def encoder(codec: str, itemsize: int) -> Encode:
+    """The function that writes a contiguous chunk as ``omezarr.compressors(codec)`` stores it, and returns its length."""
+    import numcodecs  # type: ignore[import-untyped]
+
+    if codec == "none":
+        return lambda chunk, place: _put(chunk.tobytes(), place)
+    if codec == "zstd":
+        return _zstd
+    name = codec.removeprefix("blosc-")
+    blosc = numcodecs.Blosc(cname=name, clevel=3, shuffle=numcodecs.Blosc.BITSHUFFLE, typesize=itemsize)
+    return lambda chunk, place: _put(blosc.encode(chunk), place)
+
+
+def _put(data: bytes | memoryview, place: memoryview) -> int:
+    place[: len(data)] = data
+    return len(data)
+
+
+def _zstd(chunk: Pixels, place: memoryview) -> int:
+    from imagecodecs import zstd_encode
+
+    coder: Any = zstd_encode
+    # the same bytes as numcodecs', without two copies and new memory for each
+    return len(coder(chunk, level=1, out=place))
+
+
+def room_for(chunk_bytes: int) -> int:
+    """Bytes that a coded chunk may take at most (zstd's and blosc's bounds)."""
+    return chunk_bytes + (chunk_bytes >> 8) + 4096
+
+
+class ShardBuffer:
+    """A shard in the making: coded chunks one after the other, in memory that is used again for the next one."""
+
+    def __init__(self, chunks: int, chunk_bytes: int):
+        self._data = bytearray(chunks * room_for(chunk_bytes) + 16 * chunks + 4)
+        self._index, self._end = np.full((chunks, 2), EMPTY, "<u8"), 0
+
+    def clear(self) -> None:
+        """Forget the chunks."""
+        self._index[...], self._end = EMPTY, 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no chunk was added."""
+        return self._end == 0
+
+    def add(self, number: int, chunk: Pixels, encode: Encode) -> None:
+        """Code a contiguous chunk as that number, in C order; one that is all zero is left out, as the format has it."""
+        # nearly every chunk shows a pixel at once that is not zero
+        if not chunk[:, ::64, ::64].any() and not chunk.any():
+            return
+        length = encode(chunk, memoryview(self._data)[self._end :])
+        self._index[number] = self._end, length
+        self._end += length
+
+    def file(self, is_sharded: bool) -> memoryview:
+        """The bytes of the file: chunks, index and its CRC-32C; of the only chunk alone where there are no shards."""
+        import google_crc32c
+
+        table = self._index.tobytes() if is_sharded else b""
+        tail = table + google_crc32c.value(table).to_bytes(4, "little") if is_sharded else b""
+        end = self._end + len(tail)
+        self._data[self._end : end] = tail
+        return memoryview(self._data)[:end]
+
+
+class ArrayFiles:
+    """The files of one array (c, y, x) of a store, for whoever writes whole shards of it (or chunks, where it has no shards).
+
+    ``folder`` is the array's, ``array`` its metadata as zarr made them, ``codec`` that of its chunks. ``digests`` collects the
+    digest of each file, by its path in the store. Threads may write different files at once.
+    """
+
+    def __init__(self, folder: Path, array: zarr.Array[Any], codec: str):
+        if sys.byteorder != "little":
+            raise RuntimeError("Stores are written on little-endian machines only.")
+        self.folder, self.shape, self.dtype = folder, tuple(array.shape), np.dtype(array.dtype)
+        self.chunk_px, self.unit_px = int(array.chunks[-1]), int((array.shards or array.chunks)[-1])
+        self.is_sharded = array.shards is not None
+        self.per_unit = (self.unit_px // self.chunk_px) ** 2
+        self.digests: dict[str, str] = {}
+        self.encode = encoder(codec, self.dtype.itemsize)
+
+    def buffer(self) -> ShardBuffer:
+        """Room for one unit of this array."""
+        return ShardBuffer(self.per_unit, self.shape[0] * self.chunk_px**2 * self.dtype.itemsize)
+
+    def write(self, row: int, column: int, shard: ShardBuffer) -> None:
+        """Write the file of the unit at ``row``, ``column``; there is none for a unit of zeros."""
+        if shard.is_empty:
+            return
+        data = shard.file(self.is_sharded)
+        file = self.folder / "c" / "0" / str(row) / str(column)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+        self.digests[f"{self.folder.name}/c/0/{row}/{column}"] = digest_of(data)

@@ -1,0 +1,122 @@
+"""Shard files that we write ourselves: what other implementations of Zarr 3 read, and what zarr would have written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+from histomri.core import Grid
+from histomri.io import omezarr
+from histomri.io.publish import BLOCK_BYTES, content_sha256, digest_of
+from histomri.io.pyramid import Reading
+from histomri.kernels.pyramid import add_quads, sum_type, to_pixels
+
+STORAGE = {codec: omezarr.Storage(32, 96, codec) for codec in omezarr.CODECS}
+
+
+def picture(dtype: str, shape: tuple[int, ...] = (217, 331, 3)) -> Any:
+    """Pixels with a corner of zeros larger than a shard, as fluorescence has."""
+    pixels = np.random.default_rng(0).integers(0, 100, shape).astype(dtype)
+    pixels[96:, 96:] = 0
+    return pixels
+
+
+def write(folder: Path, pixels: Any, storage: omezarr.Storage) -> dict[str, str]:
+    names = tuple(f"channel_{i}" for i in range(pixels.shape[2]))
+    spec = omezarr.PyramidSpec("a", Grid(pixels.shape[:2], np.ones(2)), names, str(pixels.dtype), 3)
+    return omezarr.write_pyramid(folder, spec, Reading(lambda y, x, h, w: pixels[y : y + h, x : x + w]), storage)
+
+
+@pytest.mark.parametrize("codec", omezarr.CODECS)
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_tensorstore_reads_what_we_write(tmp_path: Path, codec: str, dtype: str) -> None:
+    tensorstore = pytest.importorskip("tensorstore")
+    pixels = picture(dtype)
+    write(tmp_path / "a", pixels, STORAGE[codec])
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(tmp_path / "a" / "0")}}
+    opened = tensorstore.open(spec, read=True).result()
+    assert opened.domain.labels == ("c", "y", "x")
+    assert np.array_equal(opened.read().result(), np.moveaxis(pixels, -1, 0))
+    assert np.array_equal(opened[1, 90:120, 5:101].read().result(), pixels[90:120, 5:101, 1])
+
+
+@pytest.mark.parametrize("codec", omezarr.CODECS)
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_chunks_are_byte_for_byte_what_zarr_codes(tmp_path: Path, codec: str, dtype: str) -> None:
+    pixels = picture(dtype, (96, 96, 2))
+    storage = STORAGE[codec]
+    write(tmp_path / "ours", pixels, storage)
+    group = zarr.open_group(str(tmp_path / "zarrs"), mode="w", zarr_format=3)
+    omezarr.create_level(group, "0", (2, 96, 96), dtype, storage)[...] = np.moveaxis(pixels, -1, 0)
+    files = [tmp_path / name / "0" / "c" / "0" / "0" / "0" for name in ("ours", "zarrs")]
+    chunks = []
+    for file in files:
+        data = file.read_bytes()
+        index = np.frombuffer(data[-(9 * 16 + 4) : -4], "<u8").reshape(9, 2)
+        # zarr lays chunks out in another order; what counts is what the index points at
+        chunks.append([data[int(at) : int(at + n)] for at, n in index])
+    assert chunks[0] == chunks[1]
+
+
+def test_zeros_are_not_stored_and_read_as_zeros(tmp_path: Path) -> None:
+    pixels = picture("uint16")
+    write(tmp_path / "a", pixels, STORAGE["zstd"])
+    assert not (tmp_path / "a" / "0" / "c" / "0" / "1" / "1").exists()
+    assert np.array_equal(omezarr.ChannelsLast(omezarr.open_array(tmp_path / "a", "0"))[...], pixels)
+
+
+def test_a_flipped_bit_in_the_index_is_an_error_not_pixels(tmp_path: Path) -> None:
+    write(tmp_path / "a", picture("uint8"), STORAGE["zstd"])
+    file = tmp_path / "a" / "0" / "c" / "0" / "0" / "0"
+    data = bytearray(file.read_bytes())
+    data[-20] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match="checksum"):
+        omezarr.open_array(tmp_path / "a", "0")[...]
+
+
+def test_digests_taken_while_writing_are_those_of_the_files(tmp_path: Path) -> None:
+    digests = write(tmp_path / "a", picture("float32"), STORAGE["none"])
+    files = {p.relative_to(tmp_path / "a").as_posix(): p for p in (tmp_path / "a").rglob("*") if "/c/" in p.as_posix()}
+    assert digests == {name: digest_of(file.read_bytes()) for name, file in files.items() if file.is_file()}
+    assert max(file.stat().st_size for file in files.values()) > BLOCK_BYTES
+    assert content_sha256(tmp_path / "a", digests) == content_sha256(tmp_path / "a")
+
+
+@pytest.mark.parametrize("at", [0, BLOCK_BYTES - 1, BLOCK_BYTES, 3 * BLOCK_BYTES + 17])
+def test_digest_sees_a_flipped_bit_anywhere(at: int) -> None:
+    data = bytearray(np.random.default_rng(0).bytes(3 * BLOCK_BYTES + 18))
+    before = digest_of(bytes(data))
+    data[at] ^= 16
+    assert (
+        digest_of(bytes(data))
+        != before
+        == digest_of(memoryview(bytes(data[:at]) + bytes([data[at] ^ 16]) + bytes(data[at + 1 :])))
+    )
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "float32"])
+@pytest.mark.parametrize("level", [1, 4, 5, 9])
+def test_sums_of_extreme_pixels_stay_exact_at_every_level(dtype: str, level: int) -> None:
+    """A level's type must hold 4**level times the brightest pixel; means round half to even, also below zero."""
+    kind = np.dtype(dtype)
+    is_float = kind.kind == "f"
+    extremes = [-1e30, 1e30] if is_float else [np.iinfo(kind).min, np.iinfo(kind).max]
+    sums = np.empty((1, 3, 5), sum_type(kind, level))
+    below = np.empty((1, 6, 10), sum_type(kind, level - 1))
+    for extreme in extremes:
+        below[...] = extreme * 4.0 ** (level - 1)
+        add_quads(below, (0, 0, 6, 10), sums, (0, 0))
+        pixels = np.zeros((1, 3, 5), kind)
+        to_pixels(sums, (0, 0, 3, 5), level, pixels)
+        assert (pixels == kind.type(extreme)).all()
+    if not is_float:
+        values = np.arange(-7 if kind.kind == "i" else 0, 8)
+        sums = (values * 4**level // 2)[None, None].astype(sum_type(kind, level))
+        pixels = np.zeros(sums.shape, kind)
+        to_pixels(sums, (0, 0, 1, len(values)), level, pixels)
+        assert pixels[0, 0].tolist() == np.rint(values / 2).tolist()
