@@ -31,14 +31,15 @@ TONE_REACH_PX = 8.0
 
 
 class Sampling(NamedTuple):
-    """How a plane is brought to a spacing: from the coarsest level that is ``finer`` times as fine, smoothed by ``blur`` times what
-    the one spacing exceeds the other by.
+    """How a plane is brought to a spacing: from the coarsest level that is ``finer`` times as fine, smoothed by ``blur`` times
+    what is missing to it.
     """
 
     finer: float = 1.0
     blur: float = 0.5
 
 
+PLAINLY = Sampling()
 # where the pixels of a coarse level happened to fall must not matter
 SMOOTHLY = Sampling(2.0, 0.35)
 
@@ -53,10 +54,10 @@ class Pyramid:
     grids: tuple[Grid, ...]
     planes: tuple[Array, ...]
     placed: Float = field(default_factory=lambda: np.eye(3))
-    sampling: Sampling = Sampling()
+    sampling: Sampling = PLAINLY
 
     @staticmethod
-    def of(view: View, sampling: Sampling = Sampling(), least_px: int = 24) -> Pyramid:
+    def of(view: View, sampling: Sampling = PLAINLY, least_px: int = 24) -> Pyramid:
         """Area averages; what lies further than ``MARGIN_SHARE`` of the image from the mask is erased, as it is not tissue."""
         mask = np.asarray(view.mask.data, bool)
         reach = max(1, round(MARGIN_SHARE * max(mask.shape)))
