@@ -36,6 +36,7 @@ LEAST_BEYOND_PX = 12
 MAX_TURN_RAD = np.deg2rad(30.0)
 # two stains nearer to each other than this cannot be told apart
 MIN_WEDGE_RAD = np.deg2rad(10.0)
+MAX_GAIN = 3.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +50,19 @@ class StainColours:
     vectors: Float
     found: tuple[bool, ...]
     confidence: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """How the stains of a section look: what makes two sections with the same amount of stain differ.
+
+    ``background`` per channel in pixel values; ``vectors`` (n, c) the stains' densities per unit of concentration; ``maxima`` (n,) the
+    concentrations that 99 % of the tissue stays below.
+    """
+
+    background: Float
+    vectors: Float
+    maxima: Float
 
 
 def optical_density(pixels: NDArray[Any], background: tuple[float, ...]) -> Float32:
@@ -217,3 +231,49 @@ def _edge(x: Float, y: Float, spread: Float, given: float) -> tuple[float | None
             return edge, min(1.0, count / (5 * least))
         edge -= EDGE_STEP_RAD
     return None, 0.0
+
+
+def strongest(density: NDArray[Any], vectors: Float) -> Float:
+    """The concentration of each stain (n,) that 99 % of the pixels with densities (m, c) stay below; not 0."""
+    maxima: Float = np.maximum(np.percentile(concentrations(density, vectors), 99, axis=0), 1e-3).astype(float)
+    return maxima
+
+
+def common_look(looks: list[Look]) -> Look:
+    """The look in the middle of those of a study's sections with the same stains: medians, the vectors made unit again.
+
+    Some sections with a look of their own, and one section more or less, move it little.
+    """
+    vectors = unit(np.median([look.vectors for look in looks], axis=0))
+    background = np.median([look.background for look in looks], axis=0)
+    return Look(background, vectors, np.median([look.maxima for look in looks], axis=0))
+
+
+def normalised(pixels: NDArray[Any], own: Look, wanted: Look) -> NDArray[Any]:
+    """Pixels (..., c) of any type as they would look with another section's background, stain colours and strengths.
+
+    ``OD' = (C a) V' + (OD - C V)`` with ``a`` the ratio of the maxima, 1/3 to 3: what the stains do not explain stays as it is, and a
+    section that has the wanted look already keeps its pixels but for rounding.
+    """
+    density = optical_density(pixels, tuple(own.background))
+    amount = concentrations(density, own.vectors)
+    gain = np.clip(wanted.maxima / own.maxima, 1 / MAX_GAIN, MAX_GAIN)
+    change = amount @ (gain[:, None] * wanted.vectors - own.vectors).astype(np.float32)
+    level = (wanted.background + 1).astype(np.float32)
+    out = level * np.power(np.float32(10), -(density + change)) - np.float32(1)
+    return as_type(out, pixels.dtype)
+
+
+def rescaled(pixels: NDArray[Any], own: Look, wanted: Look) -> NDArray[Any]:
+    """The same where tissue is brighter than its background: ``(I - b) a + b'`` per channel."""
+    gain = np.clip(wanted.maxima / own.maxima, 1 / MAX_GAIN, MAX_GAIN)
+    out = (pixels.astype(np.float32) - own.background.astype(np.float32)) * gain.astype(np.float32)
+    return as_type(out + wanted.background.astype(np.float32), pixels.dtype)
+
+
+def as_type(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Values rounded and clipped to an integer type; other types are only converted."""
+    if dtype.kind not in "ui":
+        return values.astype(dtype)
+    limits = np.iinfo(dtype)
+    return np.clip(np.rint(values), limits.min, limits.max).astype(dtype)
