@@ -1,6 +1,7 @@
-"""What a slide file says about people, places and times: found by name, left behind, and kept only where the config asks for it.
+"""What a slide file says about people, places and times: found by name, left behind, kept only where the config asks.
 
-Nothing of a file's metadata is carried over but what :class:`histomri.io.slides.SlideInfo` names (size, pixel size, channels, type).
+Nothing of a file's metadata is carried over but what :class:`histomri.io.slides.SlideInfo` names (size, pixel size,
+channels, type).
 This module lists what therefore stayed behind, and copies what ``ingest.keep`` names into a folder of its own.
 """
 
@@ -18,21 +19,16 @@ from histomri.io.publish import remove
 
 IMAGES = ("label", "macro", "thumbnail")
 # tried in this order, so that what concerns the patient never passes for less
-CATEGORIES: dict[str, re.Pattern[str]] = {
-    "patient": re.compile(r"patient|birth|subject|accession|casenumber|caseid|diagnosis|donor|medicalrecord|\bmrn\b"),
-    "slide_id": re.compile(r"barcode|slideid|slidename|slidelabel|imageid|sampleid|specimen|containeridentifier|uniqueid"),
-    "operator": re.compile(
-        r"\buser|operator|experimenter|artist|author|creator|physician|username|firstname|lastname|email|copyright"
-    ),
-    "scan_date": re.compile(r"date|\btime\b|timezone|created|updated|\btimestamp|gmtoffset"),
-    "device": re.compile(
-        r"scanscope|serial|s/n|hostcomputer|computername|hostname|instrument|device|station|institution|scannerid|machine|gps"
-    ),
-    "file_path": re.compile(
-        r"filename|filepath|path|documentname|originalfile|directory|folder|\buri\b|\burl\b|hamamatsu\.reference"
-    ),
-    "description": re.compile(r"comment|remark|\btitle|description|project|keywords|\bxmp\b|xpsubject|usercomment"),
+WORDS = {
+    "patient": r"patient|birth|subject|accession|casenumber|caseid|diagnosis|donor|medicalrecord|\bmrn\b",
+    "slide_id": r"barcode|slideid|slidename|slidelabel|imageid|sampleid|specimen|containeridentifier|uniqueid",
+    "operator": r"\buser|operator|experimenter|artist|author|creator|physician|username|firstname|lastname|email|copyright",
+    "scan_date": r"date|\btime\b|timezone|created|updated|\btimestamp|gmtoffset",
+    "device": r"scanscope|serial|s/n|hostcomputer|computername|hostname|instrument|device|station|institution|scannerid|machine|gps",
+    "file_path": r"filename|filepath|path|documentname|originalfile|directory|folder|\buri\b|\burl\b|hamamatsu\.reference",
+    "description": r"comment|remark|\btitle|description|project|keywords|\bxmp\b|xpsubject",
 }
+CATEGORIES = {category: re.compile(words) for category, words in WORDS.items()}
 # names that a pattern catches and that say nothing about anyone
 HARMLESS = re.compile(
     r"exposuretime|^openslide\.|^tiff\.imagedescription$|descriptionversion|acquisitiontime$|focustime|updaterate"
@@ -93,7 +89,7 @@ def _tiff_fields(path: Path) -> Iterator[Entry]:
     import tifffile
 
     with tifffile.TiffFile(path) as tiff:
-        pages = [tiff.pages[0], *(s.keyframe for s in tiff.series)]
+        pages: list[Any] = [tiff.pages[0], *(s.keyframe for s in tiff.series)]
         for page in pages:
             for code, name in TIFF_TAGS.items():
                 if code in page.tags:
@@ -155,7 +151,7 @@ def _picture_fields(path: Path) -> Iterator[Entry]:
         for name, value in image.info.items():
             if isinstance(value, str | bytes) and name not in ("icc_profile", "exif", "transparency"):
                 text = value.decode("latin-1") if isinstance(value, bytes) else value
-                yield f"picture.{name}", text, category_of(name) or "description"
+                yield f"picture.{name}", text, category_of(str(name)) or "description"
         exif = image.getexif()
         for block in (exif, exif.get_ifd(ExifTags.IFD.Exif), exif.get_ifd(ExifTags.IFD.GPSInfo)):
             names = ExifTags.GPSTAGS if block is not exif and 1 in block and 0 in block else ExifTags.TAGS
@@ -166,8 +162,8 @@ def _picture_fields(path: Path) -> Iterator[Entry]:
 def keep(path: Path, dropped: Sequence[str], wanted: Sequence[str], folder: Path) -> tuple[list[str], list[PrivateField]]:
     """Copy what ``wanted`` names into ``folder``, which is emptied first and does not exist where nothing is kept.
 
-    Images become ``<name>.png`` without any metadata, fields ``metadata.json`` ({name: value}). ``dropped`` are the file's associated
-    images. Returns the names of what was kept, and the private fields that were left behind.
+    Images become ``<name>.png`` without any metadata, fields ``metadata.json`` ({name: value}). ``dropped`` are the file's
+    associated images. Returns the names of what was kept, and the private fields that were left behind.
     """
     remove(folder)
     fields = private_fields(path)

@@ -27,10 +27,10 @@ Float32 = NDArray[np.float32]
 class StainRecord:
     """The stains of a section as ingestion found them.
 
-    ``kind`` is one of :data:`histomri.kernels.named_stains.KINDS`, ``given`` or None (unknown); ``vectors`` (n, c) are unit vectors of
-    optical density by channel, one per name (of intensity above the background where tissue is brighter). ``origin`` says of each where
-    it comes from (``image``, ``named``, ``config``), ``confidence`` how sure the image is of it, 0 to 1. ``maxima`` are the
-    concentrations that 99 % of the tissue stays below, ``medians`` those of its middle.
+    ``kind`` is one of :data:`histomri.kernels.named_stains.KINDS`, ``given`` or None (unknown); ``vectors`` (n, c) are unit
+    vectors of optical density by channel, one per name (of intensity above the background where tissue is brighter).
+    ``origin`` says of each where it comes from (``image``, ``named``, ``config``), ``confidence`` how sure the image is of it,
+    0 to 1. ``maxima`` are the concentrations that 99 % of the tissue stays below, ``medians`` those of its middle.
     """
 
     kind: str | None
@@ -49,9 +49,9 @@ class SectionManifest:
     ``store`` is an absolute path in memory and relative to the output folder on disk. ``shape`` (y, x) and
     ``pixel_size_mm`` (y, x) are those of level 0; ``region`` is (x, y, width, height) in level-0 pixels of the slide.
     ``background`` is per channel, in pixel values; ``inverted`` is True where tissue is brighter than it. The tissue label
-    starts at level ``tissue_level`` of the image and has ``tissue_levels`` levels of its own. ``dropped`` names the images, and
-    ``dropped_metadata`` the private fields of the file's metadata, that were left behind, ``kept`` those that the config asked for. ``registration_channel`` is what
-    registration sees: ``mean``, one of the stains, or one of the channels.
+    starts at level ``tissue_level`` of the image and has ``tissue_levels`` levels of its own. ``dropped`` names the images and
+    ``dropped_metadata`` the private fields of the file's metadata that were left behind, ``kept`` those that the config asked
+    for. ``registration_channel`` is what registration sees: ``mean``, one of the stains, or one of the channels.
     """
 
     section: str

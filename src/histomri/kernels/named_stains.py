@@ -1,10 +1,10 @@
 """Stains by name: which dyes a section holds, and about which colour each has.
 
-The vectors are optical densities in red, green, blue. They are where :func:`histomri.kernels.stains.estimate_colours` starts to look
-and what it falls back to; scanners and laboratories differ by 10 to 20 degrees. Sources: R = Ruifrok & Johnston 2001 (*Anal Quant
-Cytol Histol* 23:291), L = G. Landini's measurements in ImageJ's Colour Deconvolution. For cresyl violet, thionin and Luxol fast blue
-no measured vector was found in print: the Nissl dyes start from hematoxylin's, which is as blue-violet as they are, and Luxol fast
-blue, a copper phthalocyanine, from that of Alcian blue, which is another.
+The vectors are optical densities in red, green, blue. They are where :func:`histomri.kernels.stains.estimate_colours` starts to
+look and what it falls back to; scanners and laboratories differ by 10 to 20 degrees. Sources: R = Ruifrok & Johnston 2001 (*Anal
+Quant Cytol Histol* 23:291), L = G. Landini's measurements in ImageJ's Colour Deconvolution. For cresyl violet, thionin and Luxol
+fast blue no measured vector was found in print: the Nissl dyes start from hematoxylin's, which is as blue-violet as they are, and
+Luxol fast blue, a copper phthalocyanine, from that of Alcian blue, which is another.
 """
 
 from __future__ import annotations

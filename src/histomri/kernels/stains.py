@@ -1,4 +1,4 @@
-"""Stains of a brightfield section: optical density, how much of each stain a pixel holds, and the colours of the stains themselves.
+"""Stains of a brightfield section: optical density, how much of each stain a pixel holds, and the colours of the stains.
 
 Light that passes a stain is weakened by Beer and Lambert's law, so optical densities of stains add up (Ruifrok & Johnston 2001):
 ``OD = C V`` with the concentrations C (n,) and the unit vectors V (n, 3). Two stains span a plane, and the colours of the pixels
@@ -56,8 +56,8 @@ class StainColours:
 class Look:
     """How the stains of a section look: what makes two sections with the same amount of stain differ.
 
-    ``background`` per channel in pixel values; ``vectors`` (n, c) the stains' densities per unit of concentration; ``maxima`` (n,) the
-    concentrations that 99 % of the tissue stays below.
+    ``background`` per channel in pixel values; ``vectors`` (n, c) the stains' densities per unit of concentration; ``maxima``
+    (n,) the concentrations that 99 % of the tissue stays below.
     """
 
     background: Float
@@ -212,8 +212,8 @@ def _axes(normal: Float, given: Float) -> Float:
 def _edge(x: Float, y: Float, spread: Float, given: float) -> tuple[float | None, float]:
     """Angle of the upper edge of a wedge in a plane, and how much of the evidence wanted there is, 0 to 1.
 
-    ``given`` is where it should be, ``spread`` the noise of each point. From 30 degrees beyond it inwards: the first angle at which
-    what lies beyond is spread wider than noise alone. Counting shares of pixels, as percentiles do, a rare stain's edge would
+    ``given`` is where it should be, ``spread`` the noise of each point. From 30 degrees beyond it inwards: the first angle at
+    which what lies beyond is spread wider than noise alone. Counting shares of pixels, as percentiles do, a rare stain's edge would
     be taken for noise and a common one's noise for its edge.
     """
     angle = np.arctan2(y, x)
@@ -252,8 +252,8 @@ def common_look(looks: list[Look]) -> Look:
 def normalised(pixels: NDArray[Any], own: Look, wanted: Look) -> NDArray[Any]:
     """Pixels (..., c) of any type as they would look with another section's background, stain colours and strengths.
 
-    ``OD' = (C a) V' + (OD - C V)`` with ``a`` the ratio of the maxima, 1/3 to 3: what the stains do not explain stays as it is, and a
-    section that has the wanted look already keeps its pixels but for rounding.
+    ``OD' = (C a) V' + (OD - C V)`` with ``a`` the ratio of the maxima, 1/3 to 3: what the stains do not explain stays as it is, and
+    a section that has the wanted look already keeps its pixels but for rounding.
     """
     density = optical_density(pixels, tuple(own.background))
     amount = concentrations(density, own.vectors)
@@ -276,4 +276,4 @@ def as_type(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     if dtype.kind not in "ui":
         return values.astype(dtype)
     limits = np.iinfo(dtype)
-    return np.clip(np.rint(values), limits.min, limits.max).astype(dtype)
+    return np.asarray(np.clip(np.rint(values), limits.min, limits.max), dtype)

@@ -68,7 +68,8 @@ def ingest_section(
 
     The pixel size is the sheet's, else the file's, else ``pixel_size_mm``. A slide that cannot be read gives a store of one
     pixel and the status ``unreadable``, one without tissue the status ``empty``. The result does not depend on ``threads``.
-    What ``settings.keep`` names goes to the folder ``kept`` beside the manifest. Raises ``InputError`` where no pixel size is known.
+    What ``settings.keep`` names goes to the folder ``kept`` beside the manifest.
+    Raises ``InputError`` where no pixel size is known.
     """
     store, manifest = Path(store), Path(manifest)
     kept = manifest.parent / KEPT
@@ -124,7 +125,7 @@ def convert(
 
 
 def without_private(record: SectionManifest, section: Section, wanted: Sequence[str], folder: Path) -> SectionManifest:
-    """The manifest with the names of what the file says about people, places and times; what is ``wanted`` of it is in ``folder``."""
+    """The manifest with the names of what the file says about people, places and times; ``wanted`` of it goes to ``folder``."""
     if record.status == "unreadable" or section.file is None:
         return record
     kept, left = private.keep(section.file, record.dropped, wanted, folder)

@@ -21,9 +21,9 @@ from histomri.kernels.stains import (
     normalised,
     optical_density,
     rescaled,
+    strongest,
     unit,
 )
-from histomri.kernels.stains import strongest as strongest_of
 
 RGB = ("red", "green", "blue")
 # nuclei are whole at this pixel size, and compression and noise averaged out
@@ -96,7 +96,7 @@ def dyes_of(record: SectionManifest, stain: str, entry: Mapping[str, Any]) -> Dy
         return Dyes(kind or "given", names, vectors, is_given=True, may_correct=bool(entry.get("estimate", False)))
     if kind is None or not KINDS[kind].vectors:
         return Dyes(kind, record.channels, np.eye(len(record.channels)))
-    return Dyes(kind, KINDS[kind].names, unit(KINDS[kind].vectors), may_correct=bool(entry.get("estimate", True)))
+    return Dyes(kind, KINDS[kind].names, unit(np.array(KINDS[kind].vectors)), may_correct=bool(entry.get("estimate", True)))
 
 
 def measure_stains(record: SectionManifest, dyes: Dyes, pixels: NDArray[Any]) -> tuple[StainRecord, tuple[str, ...]]:
@@ -112,7 +112,7 @@ def measure_stains(record: SectionManifest, dyes: Dyes, pixels: NDArray[Any]) ->
         vectors, confidence = found.vectors, found.confidence
         origin = ["image" if is_own else standard for is_own, standard in zip(found.found, origin, strict=True)]
         unseen = [name for name, c in zip(dyes.names, confidence, strict=True) if c < LITTLE_CONFIDENCE]
-        if unseen and len(dyes.names) <= 2:
+        if unseen and count <= 2:
             flags = (f"the colour of {' and '.join(unseen)} could not be seen in the section, the usual one is used",)
     amounts, maxima = amounts_of(record, pixels, vectors)
     return StainRecord(
@@ -134,7 +134,7 @@ def amounts_of(
         above = pixels.astype(np.float32) - np.asarray(record.background, np.float32)
         return above, np.maximum(np.percentile(above, 99, axis=0), 1e-3)
     density = optical_density(pixels, record.background)
-    return concentrations(density, vectors), strongest_of(density, vectors)
+    return concentrations(density, vectors), strongest(density, vectors)
 
 
 def choose_channel(record: SectionManifest, stains: StainRecord, wanted: str) -> tuple[str, tuple[str, ...]]:
