@@ -24,7 +24,7 @@ WORDS = {
     "slide_id": r"barcode|slideid|slidename|slidelabel|imageid|sampleid|specimen|containeridentifier|uniqueid",
     "operator": r"\buser|operator|experimenter|artist|author|creator|physician|username|firstname|lastname|email|copyright",
     "scan_date": r"date|\btime\b|timezone|created|updated|\btimestamp|gmtoffset",
-    "device": r"scanscope|serial|s/n|hostcomputer|computername|hostname|instrument|device|station|institution|scannerid|machine|gps",
+    "device": r"scanscope|serial|s/n|hostcomputer|computername|hostname|instrument|device|station|institution|machine|gps",
     "file_path": r"filename|filepath|path|documentname|originalfile|directory|folder|\buri\b|\burl\b|hamamatsu\.reference",
     "description": r"comment|remark|\btitle|description|project|keywords|\bxmp\b|xpsubject",
 }

@@ -213,8 +213,8 @@ def _edge(x: Float, y: Float, spread: Float, given: float) -> tuple[float | None
     """Angle of the upper edge of a wedge in a plane, and how much of the evidence wanted there is, 0 to 1.
 
     ``given`` is where it should be, ``spread`` the noise of each point. From 30 degrees beyond it inwards: the first angle at
-    which what lies beyond is spread wider than noise alone. Counting shares of pixels, as percentiles do, a rare stain's edge would
-    be taken for noise and a common one's noise for its edge.
+    which what lies beyond is spread wider than noise alone. Counting shares of pixels, as percentiles do, would take a rare
+    stain for noise and the noise of a common one for its edge.
     """
     angle = np.arctan2(y, x)
     near = np.abs(angle - given) < MAX_TURN_RAD
@@ -252,8 +252,8 @@ def common_look(looks: list[Look]) -> Look:
 def normalised(pixels: NDArray[Any], own: Look, wanted: Look) -> NDArray[Any]:
     """Pixels (..., c) of any type as they would look with another section's background, stain colours and strengths.
 
-    ``OD' = (C a) V' + (OD - C V)`` with ``a`` the ratio of the maxima, 1/3 to 3: what the stains do not explain stays as it is, and
-    a section that has the wanted look already keeps its pixels but for rounding.
+    ``OD' = (C a) V' + (OD - C V)`` with ``a`` the ratio of the maxima, 1/3 to 3. What the stains do not explain stays as it
+    is, and a section that has the wanted look already keeps its pixels but for rounding.
     """
     density = optical_density(pixels, tuple(own.background))
     amount = concentrations(density, own.vectors)

@@ -101,11 +101,8 @@ def dyes_of(record: SectionManifest, stain: str, entry: Mapping[str, Any]) -> Dy
 
 def measure_stains(record: SectionManifest, dyes: Dyes, pixels: NDArray[Any]) -> tuple[StainRecord, tuple[str, ...]]:
     """The record of a section's stains from tissue pixels (m, c), and a flag for colours that the image does not show."""
-    vectors, origin, confidence = (
-        dyes.vectors,
-        ["config" if dyes.is_given else "named"] * len(dyes.names),
-        (1.0,) * len(dyes.names),
-    )
+    count, vectors, confidence = len(dyes.names), dyes.vectors, (1.0,) * len(dyes.names)
+    origin = ["config" if dyes.is_given else "named"] * count
     flags: tuple[str, ...] = ()
     if dyes.may_correct:
         found = estimate_colours(pixels, record.background, dyes.vectors)
