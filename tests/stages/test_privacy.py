@@ -31,7 +31,8 @@ OME = """<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicros
 <Instrument ID="Instrument:0"><Microscope SerialNumber="{0}-serial"/></Instrument>
 <Image ID="Image:0" Name="plain"><AcquisitionDate>2020-01-01T{0}</AcquisitionDate>
 <Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="256" SizeY="256" SizeC="3" SizeZ="1" SizeT="1"
- PhysicalSizeX="0.5" PhysicalSizeY="0.5" Interleaved="true"><Channel ID="Channel:0:0" SamplesPerPixel="3"/><TiffData IFD="0" PlaneCount="1"/></Pixels>
+ PhysicalSizeX="0.5" PhysicalSizeY="0.5" Interleaved="true">
+ <Channel ID="Channel:0:0" SamplesPerPixel="3"/><TiffData IFD="0" PlaneCount="1"/></Pixels>
 <StructuredAnnotations/></Image></OME>"""
 QPTIFF = """<?xml version="1.0" encoding="utf-16"?><PerkinElmer-QPI-ImageDescription><DescriptionVersion>2</DescriptionVersion>
 <OperatorName>{0}-operator</OperatorName><ComputerName>{0}-pc</ComputerName><SlideID>{0}-slide</SlideID><Barcode>{0}-bar</Barcode>
