@@ -18,7 +18,7 @@ from histomri.kernels.stains import (
     normalised,
     optical_density,
     rescaled,
-    strongest,
+    strengths_of,
     unit,
 )
 
@@ -170,8 +170,8 @@ def test_vectors_that_cannot_be_told_apart_are_refused() -> None:
         concentrations(np.zeros((4, 3)), unit(np.array([[1, 1, 1], [1, 1, 1.0001]])))
 
 
-def look(vectors: Any, maxima: Any, background: Any = BACKGROUND) -> Look:
-    return Look(np.array(background, float), np.array(vectors, float), np.array(maxima, float))
+def look(vectors: Any, strengths: Any, background: Any = BACKGROUND) -> Look:
+    return Look(np.array(background, float), np.array(vectors, float), np.array(strengths, float))
 
 
 def test_two_sections_of_one_tissue_look_alike_afterwards() -> None:
@@ -180,10 +180,10 @@ def test_two_sections_of_one_tissue_look_alike_afterwards() -> None:
     other = turned(kind, 10, seed=1)
     first = photographed(c, kind, 0, None, 0.0, 7)
     second = np.rint(np.array((230.0, 235.0, 220.0)) * 10 ** -(1.6 * c @ other)).astype(np.uint8)
-    looks = [look(kind, strongest(optical_density(first[tissue], BACKGROUND), kind))]
-    looks += [look(other, strongest(optical_density(second[tissue], (230.0, 235.0, 220.0)), other), (230, 235, 220))]
+    looks = [look(kind, strengths_of(optical_density(first[tissue], BACKGROUND), kind))]
+    looks += [look(other, strengths_of(optical_density(second[tissue], (230.0, 235.0, 220.0)), other), (230, 235, 220))]
     wanted = common_look([*looks, looks[0]])
-    assert np.array_equal(wanted.maxima, looks[0].maxima), "the odd one out must not move the median"
+    assert np.array_equal(wanted.strengths, looks[0].strengths), "the odd one out must not move the median"
     before = np.abs(first.astype(float) - second).mean()
     after = np.abs(first.astype(float) - normalised(second, looks[1], wanted)).mean()
     assert before > 15 and after < 1.5

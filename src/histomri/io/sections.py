@@ -30,7 +30,8 @@ class StainRecord:
     ``kind`` is one of :data:`histomri.kernels.named_stains.KINDS`, ``given`` or None (unknown); ``vectors`` (n, c) are unit
     vectors of optical density by channel, one per name (of intensity above the background where tissue is brighter).
     ``origin`` says of each where it comes from (``image``, ``named``, ``config``), ``confidence`` how sure the image is of it,
-    0 to 1. ``maxima`` are the concentrations that 99 % of the tissue stays below, ``medians`` those of its middle.
+    0 to 1. ``strengths`` are the concentrations that three quarters of the stained tissue stay below,
+    ``medians`` those of the middle of all tissue.
     """
 
     kind: str | None
@@ -38,7 +39,7 @@ class StainRecord:
     vectors: tuple[tuple[float, ...], ...]
     origin: tuple[str, ...]
     confidence: tuple[float, ...]
-    maxima: tuple[float, ...]
+    strengths: tuple[float, ...]
     medians: tuple[float, ...]
 
 

@@ -21,8 +21,9 @@ from histomri.kernels.stains import (
     normalised,
     optical_density,
     rescaled,
-    strongest,
+    strengths_of,
     unit,
+    upper_quartile,
 )
 
 RGB = ("red", "green", "blue")
@@ -30,6 +31,8 @@ RGB = ("red", "green", "blue")
 WORKING_MM = 0.002
 TILE_PX = 256
 MAX_TILES = 24
+# of what a fluorescence channel reaches; darker counts as unstained
+DIM = 0.05
 LITTLE_CONFIDENCE = 0.1
 # sine of the angle of about 3 degrees
 LEAST_INDEPENDENT = 0.05
@@ -111,14 +114,14 @@ def measure_stains(record: SectionManifest, dyes: Dyes, pixels: NDArray[Any]) ->
         unseen = [name for name, c in zip(dyes.names, confidence, strict=True) if c < LITTLE_CONFIDENCE]
         if unseen and count <= 2:
             flags = (f"the colour of {' and '.join(unseen)} could not be seen in the section, the usual one is used",)
-    amounts, maxima = amounts_of(record, pixels, vectors)
+    amounts, strengths = amounts_of(record, pixels, vectors)
     return StainRecord(
         kind=dyes.kind,
         names=dyes.names,
         vectors=tuple(tuple(round(float(v), 5) for v in row) for row in vectors),
         origin=tuple(origin),
         confidence=tuple(confidence),
-        maxima=tuple(round(float(v), 5) for v in maxima),
+        strengths=tuple(round(float(v), 5) for v in strengths),
         medians=tuple(round(float(v), 5) for v in np.median(amounts, axis=0)),
     ), flags
 
@@ -126,12 +129,13 @@ def measure_stains(record: SectionManifest, dyes: Dyes, pixels: NDArray[Any]) ->
 def amounts_of(
     record: SectionManifest, pixels: NDArray[Any], vectors: NDArray[np.float64]
 ) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """How much of each stain the pixels hold, (m, n), and what 99 % of them stay below; above the background if ``inverted``."""
+    """How much of each stain the pixels hold, (m, n), and how strong it is; above the background if ``inverted``."""
     if record.inverted:
         above = pixels.astype(np.float32) - np.asarray(record.background, np.float32)
-        return above, np.maximum(np.percentile(above, 99, axis=0), 1e-3)
+        least = np.maximum(DIM * np.percentile(above, 99, axis=0), 1e-3)
+        return above, np.array([upper_quartile(a, float(dim)) for a, dim in zip(above.T, least, strict=True)])
     density = optical_density(pixels, record.background)
-    return concentrations(density, vectors), strongest(density, vectors)
+    return concentrations(density, vectors), strengths_of(density, vectors)
 
 
 def choose_channel(record: SectionManifest, stains: StainRecord, wanted: str) -> tuple[str, tuple[str, ...]]:
@@ -194,7 +198,7 @@ def look_of(record: SectionManifest) -> Look | None:
     if record.stains is None:
         return None
     stains = record.stains
-    return Look(np.asarray(record.background, float), np.asarray(stains.vectors, float), np.asarray(stains.maxima, float))
+    return Look(np.asarray(record.background, float), np.asarray(stains.vectors, float), np.asarray(stains.strengths, float))
 
 
 def study_look(records: Sequence[SectionManifest]) -> Look | None:
