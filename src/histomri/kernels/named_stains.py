@@ -10,7 +10,9 @@ Luxol fast blue, a copper phthalocyanine, from that of Alcian blue, which is ano
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 Vector = tuple[float, float, float]
 
@@ -78,6 +80,8 @@ ALIASES: dict[str, str] = {
     **dict.fromkeys(("dapi", "hoechst", "fluorescence", "fluo", "if"), "fluorescence"),
 }
 
+# sine of the angle of about 3 degrees
+LEAST_INDEPENDENT = 0.05
 NUCLEI = ("dapi", "hoechst", "draq5", "nuclei", "nuclear", "sytox", "neurotrace")
 
 
@@ -95,3 +99,24 @@ def kind_of(stain: str) -> str | None:
 def nuclear_channel(channels: tuple[str, ...]) -> str | None:
     """The channel of a fluorescence image that shows the nuclei, by its name."""
     return next((c for c in channels if any(n in c.lower().replace(" ", "") for n in NUCLEI)), None)
+
+
+def stain_problems(entries: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """What is wrong with the config's ``ingest.stains``: the stain, what, and what to do."""
+    found = []
+    for stain, entry in entries.items():
+        vectors, names = entry.get("vectors") or [], entry.get("names") or []
+        if names and len(names) != len(vectors):
+            found.append((stain, f"{len(vectors)} vectors have {len(names)} names", "give one name for each vector"))
+        if vectors and not _are_independent(vectors):
+            what = f"the vectors {vectors} are not independent: the stains could not be told apart"
+            found.append((stain, what, "give each stain a direction of its own, none of them 0"))
+    return found
+
+
+def _are_independent(vectors: list[list[float]]) -> bool:
+    import numpy as np
+
+    rows = np.asarray(vectors, float)
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    return bool(length.min() > 0 and np.linalg.matrix_rank(rows / length, tol=LEAST_INDEPENDENT) == len(rows))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from histomri.core import Image, InputError
 from histomri.core.errors import Problem
 from histomri.io.sections import SectionManifest, StainRecord, mask_on, open_level
-from histomri.kernels.named_stains import KINDS, kind_of, nuclear_channel
+from histomri.kernels.named_stains import KINDS, kind_of, nuclear_channel, stain_problems
 from histomri.kernels.stains import (
     Look,
     common_look,
@@ -34,8 +34,6 @@ MAX_TILES = 24
 # of what a fluorescence channel reaches; darker counts as unstained
 DIM = 0.05
 LITTLE_CONFIDENCE = 0.1
-# sine of the angle of about 3 degrees
-LEAST_INDEPENDENT = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,22 +49,9 @@ class Dyes:
 
 def check_stains(entries: Mapping[str, Any]) -> None:
     """Refuse stain colours that cannot be told apart. Raises ``InputError`` naming the stain."""
-    problems = []
-    for stain, entry in entries.items():
-        vectors = entry.get("vectors") or []
-        if len(entry.get("names") or vectors) != len(vectors) and vectors:
-            problems.append((stain, f"{len(vectors)} vectors have {len(entry['names'])} names", "give a name for each vector"))
-        elif vectors and np.linalg.matrix_rank(unit_or_zero(vectors), tol=LEAST_INDEPENDENT) < len(vectors):
-            what = f"the vectors {vectors} are not independent: the stains could not be told apart"
-            problems.append((stain, what, "give each stain a direction of its own, none of them 0"))
+    problems = [Problem(f"config, key ingest.stains.{stain}", what, remedy) for stain, what, remedy in stain_problems(entries)]
     if problems:
-        raise InputError(*(Problem(f"config, key ingest.stains.{stain}", what, remedy) for stain, what, remedy in problems))
-
-
-def unit_or_zero(vectors: Any) -> NDArray[np.float64]:
-    """Rows of length 1, zeros left as they are."""
-    rows = np.asarray(vectors, float)
-    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12), float)
+        raise InputError(*problems)
 
 
 def add_stains(record: SectionManifest, stain: str, entries: Mapping[str, Any], registration_channel: str) -> SectionManifest:
@@ -113,7 +98,7 @@ def measure_stains(record: SectionManifest, dyes: Dyes, pixels: NDArray[Any]) ->
         origin = ["image" if is_own else standard for is_own, standard in zip(found.found, origin, strict=True)]
         unseen = [name for name, c in zip(dyes.names, confidence, strict=True) if c < LITTLE_CONFIDENCE]
         if unseen and count <= 2:
-            flags = (f"the colour of {' and '.join(unseen)} could not be seen in the section, the usual one is used",)
+            flags = (f"the section does not show the colour of {' and '.join(unseen)} by itself: the usual one is used",)
     amounts, strengths = amounts_of(record, pixels, vectors)
     return StainRecord(
         kind=dyes.kind,
