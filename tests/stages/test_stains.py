@@ -47,7 +47,7 @@ def slide(path: Path, vectors: Any = OWN, strength: float = 1.0, marker: float =
 
 def ingest(folder: Path, file: Path, stain: str, name: str = "a", **settings: Any) -> SectionManifest:
     manifest = folder / "ingest" / name / "manifest.json"
-    chosen = IngestSettings(chunk_px=64, shard_px=128, smallest_level_px=64, **settings)
+    chosen = IngestSettings(chunk_px=256, shard_px=512, smallest_level_px=128, **settings)
     ingest_section(Section(name, file, 0.0, stain=stain), folder / "sections" / f"{name}.ome.zarr", manifest, chosen)
     return read_manifest(manifest)
 
@@ -61,7 +61,7 @@ def test_the_manifest_names_the_stains_with_the_sections_own_colours(tmp_path: P
     assert (angle_deg(np.array(stains.vectors), OWN) < 2).all()
     held = true[true[..., 0] > 0.02][:, 0]
     assert stains.strengths[0] == pytest.approx(np.percentile(held, 75), rel=0.1)
-    assert found.flags == () and found.registration_channel == "mean"
+    assert found.flags == () and found.registration_channel == "hematoxylin"
 
 
 def test_separated_channels_hold_what_was_put_there(tmp_path: Path) -> None:

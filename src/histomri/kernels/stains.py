@@ -34,8 +34,9 @@ EDGE_STEP_RAD = np.deg2rad(0.1)
 LEAST_BEYOND = 0.005
 LEAST_BEYOND_PX = 12
 MAX_TURN_RAD = np.deg2rad(30.0)
-# two stains nearer to each other than this cannot be told apart
-MIN_WEDGE_RAD = np.deg2rad(10.0)
+# a wedge narrower than this share of the usual one is that of pixels in which the stains are mixed everywhere
+MIN_WEDGE_SHARE = 2 / 3
+MIN_WEDGE_DEG = 10.0
 MAX_GAIN = 3.0
 # a concentration below it may be noise: 4.5 percent of the light
 PRESENT = 0.02
@@ -175,7 +176,8 @@ def _two_colours(density: Float, noise: Float, kept: StainColours) -> StainColou
         if edge is not None:
             vectors[i] = np.cos(edge) * axes[0] + side * np.sin(edge) * axes[1]
             found[i], confidence[i] = True, round(share, 3)
-    if float(angle_deg(vectors[0], vectors[1])) < np.rad2deg(MIN_WEDGE_RAD):
+    usual = float(angle_deg(kept.vectors[0], kept.vectors[1]))
+    if float(angle_deg(vectors[0], vectors[1])) < max(MIN_WEDGE_DEG, MIN_WEDGE_SHARE * usual):
         return kept
     return StainColours(unit(np.maximum(vectors, 0)), (found[0], found[1]), (confidence[0], confidence[1]))
 

@@ -40,7 +40,7 @@ class IngestSettings:
     mask_max_hole: float = 0.3
     min_tissue_fraction: float = 0.0005
     stains: dict[str, Any] = field(default_factory=dict)
-    registration_channel: str = "mean"
+    registration_channel: str = "auto"
     keep: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
