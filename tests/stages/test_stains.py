@@ -33,8 +33,8 @@ def field(rng: Any, shape: tuple[int, int], sigma: float) -> Any:
 
 def slide(path: Path, vectors: Any = OWN, strength: float = 1.0, marker: float = 0.15, seed: int = 0) -> tuple[Path, Any]:
     """A slide of an ellipse of tissue in two stains, the second on a share ``marker`` of it; and the amounts (y, x, 2)."""
-    rng, shape = np.random.default_rng(seed), (560, 640)
-    tissue = cv2.ellipse(np.zeros(shape, np.uint8), (320, 280), (250, 200), 0, 0, 360, 1, -1) > 0
+    rng, shape = np.random.default_rng(seed), (400, 480)
+    tissue = cv2.ellipse(np.zeros(shape, np.uint8), (240, 200), (190, 150), 0, 0, 360, 1, -1) > 0
     second = field(rng, shape, 10) < marker
     amount = 0.2 + 0.4 * field(rng, shape, 8)
     c = np.stack([np.where(second, 0, amount), np.where(second, amount, 0)], axis=-1) * tissue[..., None] * strength

@@ -31,11 +31,11 @@ EDGE_MEDIAN = 0.6
 JPEG_SPREAD = 1.8
 LEAST_NOISE = 0.1
 EDGE_STEP_RAD = np.deg2rad(0.1)
-LEAST_BEYOND = 0.005
+LEAST_BEYOND = 0.0075
 LEAST_BEYOND_PX = 12
 MAX_TURN_RAD = np.deg2rad(30.0)
 # a wedge narrower than this share of the usual one is that of pixels in which the stains are mixed everywhere
-MIN_WEDGE_SHARE = 2 / 3
+MIN_WEDGE_SHARE = 0.55
 MIN_WEDGE_DEG = 10.0
 MAX_GAIN = 3.0
 # a concentration below it may be noise: 4.5 percent of the light
