@@ -87,10 +87,9 @@ def test_a_stain_that_nobody_knows_is_measured_by_channel(tmp_path: Path) -> Non
     assert np.array_equal(found.vectors, np.eye(3))
 
 
-def test_stains_that_cannot_be_told_apart_keep_their_usual_colours_and_a_flag(tmp_path: Path) -> None:
+def test_stains_that_cannot_be_told_apart_keep_their_usual_colours(tmp_path: Path) -> None:
     found = ingest(tmp_path, slide(tmp_path / "a.tif", marker=0.0)[0], "hdab")
     assert found.stains is not None and found.stains.origin == ("named", "named") and found.stains.confidence == (0.0, 0.0)
-    assert found.flags == ("the section does not show the colour of hematoxylin and dab by itself: the usual one is used",)
 
 
 @pytest.mark.parametrize(

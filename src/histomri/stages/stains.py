@@ -33,7 +33,6 @@ TILE_PX = 256
 MAX_TILES = 24
 # of what a fluorescence channel reaches; darker counts as unstained
 DIM = 0.05
-LITTLE_CONFIDENCE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +66,10 @@ def add_stains(record: SectionManifest, stain: str, entries: Mapping[str, Any], 
     pixels = tissue_pixels(record)
     if len(pixels) == 0:
         return record
-    stains, flags = measure_stains(record, dyes, pixels)
+    stains = measure_stains(record, dyes, pixels)
     wanted = entry.get("registration_channel") or registration_channel
     channel, remarks = choose_channel(record, stains, wanted)
-    return replace(record, stains=stains, registration_channel=channel, flags=(*record.flags, *flags, *remarks))
+    return replace(record, stains=stains, registration_channel=channel, flags=(*record.flags, *remarks))
 
 
 def dyes_of(record: SectionManifest, stain: str, entry: Mapping[str, Any]) -> Dyes:
@@ -87,18 +86,14 @@ def dyes_of(record: SectionManifest, stain: str, entry: Mapping[str, Any]) -> Dy
     return Dyes(kind, KINDS[kind].names, unit(np.array(KINDS[kind].vectors)), may_correct=bool(entry.get("estimate", True)))
 
 
-def measure_stains(record: SectionManifest, dyes: Dyes, pixels: NDArray[Any]) -> tuple[StainRecord, tuple[str, ...]]:
-    """The record of a section's stains from tissue pixels (m, c), and a flag for colours that the image does not show."""
-    count, vectors, confidence = len(dyes.names), dyes.vectors, (1.0,) * len(dyes.names)
-    origin = ["config" if dyes.is_given else "named"] * count
-    flags: tuple[str, ...] = ()
+def measure_stains(record: SectionManifest, dyes: Dyes, pixels: NDArray[Any]) -> StainRecord:
+    """The record of a section's stains from tissue pixels (m, c); ``origin`` says where the image shows no colour of its own."""
+    vectors, confidence = dyes.vectors, (1.0,) * len(dyes.names)
+    origin = ["config" if dyes.is_given else "named"] * len(dyes.names)
     if dyes.may_correct:
         found = estimate_colours(pixels, record.background, dyes.vectors)
         vectors, confidence = found.vectors, found.confidence
         origin = ["image" if is_own else standard for is_own, standard in zip(found.found, origin, strict=True)]
-        unseen = [name for name, c in zip(dyes.names, confidence, strict=True) if c < LITTLE_CONFIDENCE]
-        if unseen and count <= 2:
-            flags = (f"the section does not show the colour of {' and '.join(unseen)} by itself: the usual one is used",)
     amounts, strengths = amounts_of(record, pixels, vectors)
     return StainRecord(
         kind=dyes.kind,
@@ -108,7 +103,7 @@ def measure_stains(record: SectionManifest, dyes: Dyes, pixels: NDArray[Any]) ->
         confidence=tuple(confidence),
         strengths=tuple(round(float(v), 5) for v in strengths),
         medians=tuple(round(float(v), 5) for v in np.median(amounts, axis=0)),
-    ), flags
+    )
 
 
 def amounts_of(
