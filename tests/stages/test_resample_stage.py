@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -17,7 +17,7 @@ from histomri.core import Block, Grid, Image, Section
 from histomri.io.nifti import read_nifti, write_nifti
 from histomri.io.omezarr import PyramidSpec, Storage, open_array, write_pyramid
 from histomri.io.placements import write_placements
-from histomri.io.sections import SectionManifest, write_manifest
+from histomri.io.sections import SectionManifest, StainRecord, read_manifest, write_manifest
 from histomri.stages.grids import grid_entry, grid_names, grid_problems
 from histomri.stages.resample import ResampleSettings, resample_volume
 from histomri.transforms import Affine, DisplacementField
@@ -100,6 +100,25 @@ def test_the_volume_lies_on_the_mri_in_every_program(study: Study) -> None:
     assert mri.GetSize() == volume.GetSize()
     np.testing.assert_allclose(volume.GetOrigin(), mri.GetOrigin())
     np.testing.assert_allclose(nib.load(study.folder / "volumes/v.nii.gz").affine, nib.load(study.folder / "mri.nii.gz").affine)
+
+
+def test_a_darker_section_comes_out_like_the_others_only_when_asked(tmp_path: Path) -> None:
+    """One section of five says that it is stained twice as strongly: its densities are halved, theirs stay."""
+    study = Study(tmp_path, straight=True)
+    for name, path in study.manifests.items():
+        strength = (0.4,) * 3 if name == "s2" else (0.2,) * 3
+        eye = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+        stains = StainRecord(None, ("red", "green", "blue"), eye, ("named",) * 3, (1.0,) * 3, strength, strength)
+        write_manifest(path, replace(read_manifest(path), stains=stains))
+    plain, coverage, record = study.run("sections", has_mri=False)
+    assert record["normalised_stain"] is False
+    alike, _, record = study.run("sections", has_mri=False, normalise_stain=True)
+    assert record["normalised_stain"] is True
+    covered = coverage.data > 0
+    before, after = (np.log10(256 / (np.asarray(v.data, float) + 1)) for v in (plain, alike))
+    for z in range(5):
+        gain = 0.5 if z == 2 else 1.0
+        np.testing.assert_allclose(after[z][covered[z]], gain * before[z][covered[z]], atol=0.006)
 
 
 @pytest.mark.parametrize("chunk", [8, 11])

@@ -17,6 +17,7 @@ from histomri.io.fingerprint import code_fingerprint, file_fingerprint
 from histomri.io.lock import hold_run as hold_run_of
 from histomri.io.resources import PACKAGE
 from histomri.io.sheets import block_to_dict, section_to_dict
+from histomri.kernels.named_stains import stain_problems
 from histomri.stages.grids import grid_entry, grid_names, grid_problems
 
 # jobs use the histomri of this process, in an environment of --sdm conda too, which has no histomri of its own; beside an installed one
@@ -74,6 +75,8 @@ def check_files(study):
     ]
     for what in grid_problems(study.stage("resample")["grids"]):
         problems.append(Problem("config, key resample.grids", what, "give each grid a name of its own"))
+    for stain, what, remedy in stain_problems(study.stage("ingest")["stains"]):
+        problems.append(Problem(f"config, key ingest.stains.{stain}", what, remedy))
     if study.landmarks and not study.landmarks.is_file():
         problems.append(Problem("config, key landmarks", f"there is no file {study.landmarks}", "correct the path"))
     if problems:
@@ -152,6 +155,12 @@ def only(stage, *names):
 def ingested(section_id):
     """A section's row for ingest."""
     return section_to_dict(portable_files(STUDY.section(section_id), "file", "blockface"))
+
+
+def ingest_settings(section_id):
+    """The settings of a section's ingestion, of the stains its own alone, so that what is said of another leaves it."""
+    found, stain = settings("ingest", "max_memory_mb"), USED[section_id].stain
+    return {**found, "stains": {k: v for k, v in found["stains"].items() if k == stain}}
 
 
 def photographed(block_id):

@@ -11,7 +11,7 @@ rule ingest_section:
         section=lambda w: ingested(w.section),
         slide=lambda w: content(portable(USED[w.section].file)),
         pixel_size_mm=STUDY.pixel_size_mm,
-        settings=settings("ingest", "max_memory_mb"),
+        settings=lambda w: ingest_settings(w.section),
         code=code("ingest", "ingest_section"),
     log:
         "logs/ingest/{section}.log",

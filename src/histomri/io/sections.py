@@ -24,13 +24,35 @@ Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
+class StainRecord:
+    """The stains of a section as ingestion found them.
+
+    ``kind`` is one of :data:`histomri.kernels.named_stains.KINDS`, ``given`` or None (unknown); ``vectors`` (n, c) are unit
+    vectors of optical density by channel, one per name (of intensity above the background where tissue is brighter).
+    ``origin`` says of each where it comes from (``image``, ``named``, ``config``), ``confidence`` how sure the image is of it,
+    0 to 1. ``strengths`` are the concentrations that three quarters of the stained tissue stay below,
+    ``medians`` those of the middle of all tissue.
+    """
+
+    kind: str | None
+    names: tuple[str, ...]
+    vectors: tuple[tuple[float, ...], ...]
+    origin: tuple[str, ...]
+    confidence: tuple[float, ...]
+    strengths: tuple[float, ...]
+    medians: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class SectionManifest:
     """What ingestion found out about a section; the record that everything downstream depends on.
 
     ``store`` is an absolute path in memory and relative to the output folder on disk. ``shape`` (y, x) and
     ``pixel_size_mm`` (y, x) are those of level 0; ``region`` is (x, y, width, height) in level-0 pixels of the slide.
     ``background`` is per channel, in pixel values; ``inverted`` is True where tissue is brighter than it. The tissue label
-    starts at level ``tissue_level`` of the image and has ``tissue_levels`` levels of its own.
+    starts at level ``tissue_level`` of the image and has ``tissue_levels`` levels of its own. ``dropped`` names the images and
+    ``dropped_metadata`` the private fields of the file's metadata that were left behind, ``kept`` those that the config asked
+    for. ``registration_channel`` is what registration sees: ``mean``, one of the stains, or one of the channels.
     """
 
     section: str
@@ -51,6 +73,10 @@ class SectionManifest:
     flags: tuple[str, ...] = ()
     content_sha256: str = ""
     dropped: tuple[str, ...] = ()
+    dropped_metadata: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    stains: StainRecord | None = None
+    registration_channel: str = "mean"
 
     @property
     def grid(self) -> Grid:
@@ -88,10 +114,18 @@ def read_manifest(path: str | Path) -> SectionManifest:
         record = json.loads(path.read_text(encoding="utf-8"))
         record["store"] = output_folder(path) / record["store"]
         lists = {key: tuple(value) for key, value in record.items() if isinstance(value, list)}
+        if record.get("stains"):
+            stains = {key: _tuples(value) for key, value in record["stains"].items()}
+            record["stains"] = StainRecord(**stains)
         return SectionManifest(**{**record, **lists})
     except (OSError, ValueError, TypeError, KeyError) as error:
         what = f"expected the manifest of an ingested section, found {error}"
         raise InputError(Problem(str(path), what, "run the ingest stage again")) from error
+
+
+def _tuples(value: Any) -> Any:
+    """Lists in lists as tuples in tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def open_level(manifest: SectionManifest, level: int = 0) -> Image:
@@ -114,13 +148,33 @@ def tissue_contrast(pixels: NDArray[Any], manifest: SectionManifest) -> Float32:
     """Single-channel float32 (y, x) in which tissue is bright on a background of 0, from a section's (y, x[, c]) pixels.
 
     Brightfield: optical density ``-log10((I + 1) / (background + 1))``. Dark background (``inverted``): ``I - background``
-    as a share of the range of the section's pixel type (of 1 for float). Averaged over the channels and clipped at 0.
+    as a share of the range of the section's pixel type (of 1 for float). Averaged over the channels and clipped at 0; or the
+    one channel, or the concentration of the one stain, that is the manifest's ``registration_channel``.
     """
     from histomri.kernels.tissue import tissue_bright  # brings OpenCV
 
-    kind = np.dtype(manifest.dtype)
+    kind, planes = np.dtype(manifest.dtype), pixels.reshape(*pixels.shape[:2], -1)
     full_range = 1.0 if kind.kind == "f" else float(np.iinfo(kind).max)
-    return tissue_bright(pixels.reshape(*pixels.shape[:2], -1), manifest.background, manifest.inverted, full_range)
+    wanted, background = manifest.registration_channel, manifest.background
+    if wanted in manifest.channels:
+        at = manifest.channels.index(wanted)
+        planes, background = planes[..., at : at + 1], background[at : at + 1]
+    elif manifest.stains is not None and not manifest.inverted and wanted in manifest.stains.names:
+        return stain_channels(pixels, manifest)[..., manifest.stains.names.index(wanted)]
+    return tissue_bright(planes, background, manifest.inverted, full_range)
+
+
+def stain_channels(pixels: NDArray[Any], manifest: SectionManifest) -> Float32:
+    """How much of each of a brightfield section's stains there is, (y, x, n) float32, from its (y, x[, c]) pixels.
+
+    Raises ``ValueError`` for a section whose stains are not known.
+    """
+    from histomri.kernels.stains import concentrations, optical_density
+
+    if manifest.stains is None or manifest.inverted:
+        raise ValueError(f"Section {manifest.section!r} has no stains that could be separated.")
+    density = optical_density(pixels.reshape(*pixels.shape[:2], -1), manifest.background)
+    return concentrations(density, np.asarray(manifest.stains.vectors))
 
 
 def area_average(pixels: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:

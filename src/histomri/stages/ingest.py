@@ -7,25 +7,29 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from histomri.core import Grid, InputError, Section
 from histomri.core.errors import HistomriError, Problem
-from histomri.io import omezarr, slides
+from histomri.io import omezarr, private, slides
 from histomri.io.publish import content_sha256, remove, whole
 from histomri.io.pyramid import Reading, ReadTile
 from histomri.io.sections import SectionManifest, write_manifest
 from histomri.io.shards import encoder, room_for
+from histomri.stages.stains import add_stains, check_stains
 
 LITTLE_TISSUE = 0.01
 BASE_MB = 350
 SAMPLE_PX = 512
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+# beside the manifest, so that the public folder of sections may be given away as it is
+KEPT = "kept"
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,12 @@ class IngestSettings:
     mask_max_hole: float = 0.3
     min_tissue_fraction: float = 0.0005
     focal_plane: str = "sharpest"
+    stains: dict[str, Any] = field(default_factory=dict)
+    registration_channel: str = "auto"
+    keep: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        check_stains(self.stains)
 
     @property
     def storage(self) -> omezarr.Storage:
@@ -77,12 +87,15 @@ def ingest_section(
 
     The pixel size is the sheet's, else the file's, else ``pixel_size_mm``. A slide that cannot be read gives a store of one
     pixel and the status ``unreadable``, one without tissue the status ``empty``. The result does not depend on ``threads``.
+    What ``settings.keep`` names goes to the folder ``kept`` beside the manifest.
     Raises ``InputError`` where no pixel size is known, :class:`NoSpaceError` where the disk is too small, and
     :class:`SlideChangedError`; then nothing is published.
     """
     store, manifest = Path(store), Path(manifest)
-    # an old manifest must never stand beside a new store
+    kept = manifest.parent / KEPT
+    # an old manifest must never stand beside a new store, nor what was kept once outlive the wish to keep it
     remove(manifest)
+    remove(kept)
     with disk_errors_in_words(store), whole(store) as partial:
         digests: dict[str, str] = {}
         try:
@@ -95,6 +108,7 @@ def ingest_section(
             remove(partial)
             record = placeholder(section, partial, settings, pixel_size_mm, error)
         record = replace(record, store=store, content_sha256=content_sha256(partial, digests))
+    record = without_private(record, section, settings.keep, kept)
     write_manifest(manifest, record)
     return record
 
@@ -133,7 +147,8 @@ def convert(
         flags=(*flags, *info.notes),
         dropped=info.dropped,
     )
-    return add_tissue(record, settings), digests
+    record = add_tissue(record, settings)
+    return add_stains(record, section.stain, settings.stains, settings.registration_channel), digests
 
 
 def reading_of(slide: slides.Slide, corner: tuple[int, int], threads: int, progress: Callable[[int], None]) -> Reading:
@@ -147,6 +162,15 @@ def reading_of(slide: slides.Slide, corner: tuple[int, int], threads: int, progr
         slide.read_planes(y + top, x + left, height, width, out)
 
     return Reading(tile, slide.block_px, threads, progress, read_planes=None if slide.block_px else planes)
+
+
+def without_private(record: SectionManifest, section: Section, wanted: Sequence[str], folder: Path) -> SectionManifest:
+    """The manifest with the names of what the file says about people, places and times; ``wanted`` of it goes to ``folder``."""
+    if record.status == "unreadable" or section.file is None:
+        return record
+    kept, left = private.keep(section.file, record.dropped, wanted, folder)
+    dropped = tuple(name for name in record.dropped if name not in kept)
+    return replace(record, dropped=dropped, dropped_metadata=tuple(f.name for f in left), kept=tuple(kept))
 
 
 def add_tissue(record: SectionManifest, settings: IngestSettings) -> SectionManifest:
@@ -194,7 +218,9 @@ def placeholder(
     omezarr.write_pyramid(folder, spec, reading, settings.storage)
     omezarr.write_label(folder, "tissue", [np.zeros((1, 1), bool)], [grid], settings.storage)
     problems = error.problems if isinstance(error, InputError) else ()
-    reason = "; ".join(problem.what for problem in problems) or str(error)
+    # the text of a system's error names the path, and paths name people
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    reason = "; ".join(problem.what for problem in problems) or said
     return SectionManifest(
         section=section.id,
         store=folder,

@@ -19,7 +19,9 @@ from histomri.io.publish import content_sha256, whole
 from histomri.io.sections import SectionManifest, open_level, read_manifest
 from histomri.io.volumes import COVERAGE, Planes, VolumeSpec, VolumeStore, tiles
 from histomri.kernels.resample import PlaneWeight, SectionSource, accumulate, finished, needed_box
+from histomri.kernels.stains import Look
 from histomri.stages.grids import GridEntry, grid_entry
+from histomri.stages.stains import normalised_image, study_look
 from histomri.transforms.placement import Placement, Placements
 
 Float = NDArray[np.float64]
@@ -37,6 +39,7 @@ class ResampleSettings:
     grids: list[Any] = field(default_factory=lambda: ["mri"])
     interpolation: str = "linear"
     through_plane: str = "linear"
+    normalise_stain: bool = False
     max_gap_spacings: float = 3.0
     block_spacing_mm: float | None = None
     chunk_px: int = 64
@@ -112,6 +115,7 @@ class VolumePlan:
     settings: ResampleSettings
     chunk: tuple[int, int, int]
     notes: tuple[str, ...] = ()
+    look: Look | None = None
 
     def section_spacing_mm(self) -> float:
         """The usual distance of neighbouring sections of this stain."""
@@ -233,6 +237,7 @@ def plan_volume(
         settings=settings,
         chunk=chunk,
         notes=tuple(notes),
+        look=study_look([s.manifest for s in used]) if settings.normalise_stain else None,
     )
 
 
@@ -255,7 +260,8 @@ class _Feed:
 
 def _feed(plan: VolumePlan, i: int) -> _Feed:
     placed = plan.sections[i]
-    image = open_level(placed.manifest, placed.level_for(plan.in_plane_spacing_mm()))
+    level = open_level(placed.manifest, placed.level_for(plan.in_plane_spacing_mm()))
+    image = normalised_image(level, placed.manifest, plan.look)
     affine, u = placed.placement.affine, placed.placement.field
     assert affine is not None
     source = SectionSource(
@@ -366,6 +372,7 @@ def _manifest(plan: VolumePlan, grids: Sequence[Grid], covered: int, notes: list
         "levels": len(grids),
         "channels": list(plan.channels),
         "dtype": plan.dtype,
+        "normalised_stain": plan.look is not None,
         "coverage_fraction": covered / float(np.prod(np.asarray(plan.grid.shape, float))),
         "sections": {
             s.manifest.section: {"level": s.level_for(spacing), "content_sha256": s.manifest.content_sha256}
