@@ -50,8 +50,8 @@ def points(path: Path) -> Float:
 def folding(field: SimpleITK.Image, mask: NDArray[np.bool_]) -> float:
     """Share of the mask where the Jacobian determinant of the map is not positive.
 
-    In voxels of the field's own axes: SimpleITK's filter takes a world vector's components for these, which is wrong where an axis
-    of the image runs against the world's.
+    In voxels of the field's own axes: SimpleITK's filter takes a world vector's components for these, which is wrong where an
+    axis of the image runs against the world's.
     """
     direction = np.array(field.GetDirection()).reshape(3, 3)
     along = SimpleITK.GetArrayViewFromImage(field) @ direction / field.GetSpacing()

@@ -6,8 +6,8 @@
    (its squared difference is 2 (1 - LNCC)), one image's contrast first brought to the other's, and the tissue's soft outline.
 
 Each step solves the windowed Gauss-Newton system ``(G*T + ridge) du = -G*b`` (Lucas and Kanade 1981), composes the update with
-the field so far and smooths the whole; where a step would fold it is mended, and only there. At the finest level the field lives on nodes two voxels
-apart. ``docs/decisions/engine.md`` has the measurements behind the numbers.
+the field so far and smooths the whole; where a step would fold it is mended, and only there. At the finest level the field lives
+on nodes two voxels apart. ``docs/decisions/engine.md`` has the measurements behind the numbers.
 """
 
 from __future__ import annotations
@@ -52,21 +52,21 @@ class VolumetricSettings:
     update's Gaussian window; ``stiffness``: sigma of the smoothing of the whole field after each update; ``iterations``: at most
     so many; ``local``: sigma of the window of the local normalisation. For all levels, ``ridge``: damping relative to the mean
     structure tensor; ``tolerance``: relative fall of the cost that ends a level; ``most_voxels``: of the mask at the finest
-    level, which is made coarser for more. ``loose``: window and stiffness of up to ``loose_iterations`` further steps at the finest
-    level, taken where a trial lowers the cost of voxels that it did not see by a share ``worth`` or more.
+    level, which is made coarser for more. ``loose``: window and stiffness of up to ``loose_iterations`` further steps at the
+    finest level, taken where a trial lowers the cost of voxels that it did not see by a share ``worth`` or more.
     """
 
     factors: tuple[int, ...] = (8, 4, 2, 1)
     nodes: tuple[int, ...] = (1, 1, 2, 2)
     window: tuple[float, ...] = (1.5, 1.5, 2.0, 4.0)
-    stiffness: tuple[float, ...] = (1.5, 1.5, 2.0, 4.0)
+    stiffness: tuple[float, ...] = (1.5, 2.0, 3.0, 4.0)
     iterations: tuple[int, ...] = (25, 20, 12, 8)
-    local: tuple[float, ...] = (2.0, 2.0, 2.5, 4.0)
+    local: tuple[float, ...] = (2.0, 2.0, 2.5, 5.0)
     ridge: float = 0.01
     tolerance: float = 2e-3
     most_voxels: float = 4e6
     loose: tuple[float, float] = (1.5, 1.0)
-    loose_iterations: int = 10
+    loose_iterations: int = 12
     worth: float = 0.14
 
 
@@ -326,7 +326,7 @@ def stiffened(field: Array, sigma: float) -> Array:
 
 
 def unfolded(field: Array, limit: float, before: Array | None = None) -> Array | None:
-    """A field in nodes, mended around the nodes where a corner of a cell is below the limit, until there is none; None if it stays.
+    """A field in nodes, mended around those where a corner of a cell is below the limit, until there is none; None if it stays.
 
     Each round brings it half of the way to ``before``, and smooths; without that, and in the last rounds, it only smooths. All
     that is further away stays as it is, so that a few nodes in a bad place do not keep the rest from moving.
@@ -337,7 +337,7 @@ def unfolded(field: Array, limit: float, before: Array | None = None) -> Array |
             return field
         wanted = gaussian(field, 1.0, 3)
         if before is not None and attempt < MENDING / 2:
-            wanted = (wanted + before) / 2
+            wanted = (wanted + before) * np.float32(0.5)
         field = np.asarray(field + _near(folds)[..., None] * (wanted - field), np.float32)
     return None
 
