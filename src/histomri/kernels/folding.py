@@ -70,7 +70,7 @@ def _below(field, limit, out):  # type: ignore[no-untyped-def]  # pragma: no cov
 
 
 def nodes_below(field: Array, limit: float) -> NDArray[np.bool_]:
-    """The nodes (z, y, x) of a field (z, y, x, 3) in pixels where one of the eight determinants is below the limit, or no number."""
+    """Nodes (z, y, x) of a field (z, y, x, 3) in pixels where one of the eight determinants is below the limit, or no number."""
     out = np.empty(field.shape[:-1], bool)
     _below(np.ascontiguousarray(field), limit, out)
     return out
