@@ -25,6 +25,7 @@ from peers import harness
 from peers.harness import Float, Inputs
 
 from histomri.io.nifti import read_nifti
+from histomri.kernels.fields import jacobian_determinant
 
 BRAINS = "brains"
 TO_LPS = np.array([-1.0, -1.0, 1.0])
@@ -47,9 +48,14 @@ def points(path: Path) -> Float:
 
 
 def folding(field: SimpleITK.Image, mask: NDArray[np.bool_]) -> float:
-    """Share of the mask where the Jacobian determinant of the map is not positive."""
-    determinant = SimpleITK.GetArrayFromImage(SimpleITK.DisplacementFieldJacobianDeterminant(field))
-    return float((determinant[mask] <= 0).mean())
+    """Share of the mask where the Jacobian determinant of the map is not positive.
+
+    In voxels of the field's own axes: SimpleITK's filter takes a world vector's components for these, which is wrong where an
+    axis of the image runs against the world's.
+    """
+    direction = np.array(field.GetDirection()).reshape(3, 3)
+    along = SimpleITK.GetArrayViewFromImage(field) @ direction / field.GetSpacing()
+    return float((jacobian_determinant(along[..., ::-1])[mask] <= 0).mean())
 
 
 def measure(method: str, case: Path, threads: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from histomri.kernels.fields import jacobian_determinant
-from histomri.kernels.folding import least_jacobian, least_jacobian_reference
+from histomri.kernels.folding import least_jacobian, least_jacobian_reference, nodes_below
 
 RANDOM = np.random.default_rng(0)
 
@@ -36,3 +36,21 @@ def test_only_the_mask_counts() -> None:
     assert least_jacobian(field) < 0
     assert least_jacobian(field, mask) == pytest.approx(1.0)
     assert least_jacobian(field, np.zeros_like(mask)) == np.inf
+
+
+@pytest.mark.parametrize("limit", [-0.2, 0.0, 0.1, 0.6, 1.2])
+def test_each_node_is_judged_as_alone(limit: float) -> None:
+    field = (RANDOM.normal(size=(4, 5, 6, 3)) * 0.3).astype(np.float32)
+    alone = np.zeros(field.shape[:3], bool)
+    for node in np.ndindex(*alone.shape):
+        mask = np.zeros_like(alone)
+        mask[node] = True
+        alone[node] = least_jacobian_reference(field, mask) < limit
+    np.testing.assert_array_equal(nodes_below(field, limit), alone)
+    assert limit <= 0 or alone.any()
+
+
+def test_what_is_no_number_folds() -> None:
+    field = np.zeros((5, 5, 5, 3), np.float32)
+    field[2, 2, 2, 0] = np.nan
+    assert nodes_below(field, 0.1)[2, 2, 2]

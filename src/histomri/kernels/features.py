@@ -28,13 +28,10 @@ def smooth(image: Array | Mask, sigma_px: float) -> Array:
     data = xp.asarray(image, np.float32)
     if sigma_px <= 0:
         return data  # type: ignore[no-any-return]
-    if xp is not np:
-        return gaussian(data, sigma_px, data.ndim)
-    if data.ndim == 2:
+    if xp is np and data.ndim == 2:
         width = 2 * int(np.ceil(3 * sigma_px)) + 1
         return np.asarray(cv2.GaussianBlur(data, (width, width), sigma_px, borderType=cv2.BORDER_REPLICATE), np.float32)
-    out: Array = ndimage.gaussian_filter(data, sigma_px, mode="nearest", truncate=3.0)
-    return out
+    return gaussian(data, sigma_px, data.ndim)
 
 
 def masked_mean(image: Array, mask: Mask, sigma_px: float) -> Array:

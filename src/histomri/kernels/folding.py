@@ -44,6 +44,39 @@ def _determinant(m):  # type: ignore[no-untyped-def]
 
 
 @njit(parallel=True, cache=True)
+def _below(field, limit, out):  # type: ignore[no-untyped-def]  # pragma: no cover
+    depth, height, width, _ = field.shape
+    # all eigenvalues of I + D lie within 3 max|D| of 1: up to here no determinant is below the limit
+    harmless = (1.0 - max(limit, 0.0) ** (1 / 3)) / 3
+    for row in prange(depth * height):
+        k, j = row // height, row % height
+        d, m = np.empty((2, 3, 3)), np.empty((3, 3))
+        for i in range(width):
+            wild = False
+            for axis in range(3):
+                for side in range(2):
+                    for c in range(3):
+                        d[side, c, axis] = _difference(field, k, j, i, axis, 2 * side - 1, c)
+                        wild = wild or not abs(d[side, c, axis]) < harmless
+            out[k, j, i] = False
+            if not wild:
+                continue
+            for signs in range(8):
+                for c in range(3):
+                    for axis in range(3):
+                        m[c, axis] = d[(signs >> axis) & 1, c, axis] + (1.0 if c == axis else 0.0)
+                if not _determinant(m) >= limit:
+                    out[k, j, i] = True
+
+
+def nodes_below(field: Array, limit: float) -> NDArray[np.bool_]:
+    """Nodes (z, y, x) of a field (z, y, x, 3) in pixels where one of the eight determinants is below the limit, or no number."""
+    out = np.empty(field.shape[:-1], bool)
+    _below(np.ascontiguousarray(field), limit, out)
+    return out
+
+
+@njit(parallel=True, cache=True)
 def _least(field, mask, out):  # type: ignore[no-untyped-def]  # pragma: no cover
     depth, height, width, _ = field.shape
     for row in prange(depth * height):

@@ -6,8 +6,8 @@
    (its squared difference is 2 (1 - LNCC)), one image's contrast first brought to the other's, and the tissue's soft outline.
 
 Each step solves the windowed Gauss-Newton system ``(G*T + ridge) du = -G*b`` (Lucas and Kanade 1981), composes the update with
-the field so far and smooths the whole; a step that would fold is halved. At the finest level the field lives on nodes two voxels
-apart. ``docs/decisions/engine.md`` has the measurements behind the numbers.
+the field so far and smooths the whole; where a step would fold it is mended, and only there. At the finest level the field lives
+on nodes two voxels apart. ``docs/decisions/engine.md`` has the measurements behind the numbers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from scipy import ndimage
 from histomri.core import Grid, Image, RegistrationError
 from histomri.kernels.fields import compose
 from histomri.kernels.flow_3d import COST, flow_terms_3d, solve_3d
-from histomri.kernels.folding import least_jacobian
+from histomri.kernels.folding import nodes_below
 from histomri.kernels.gaussian import gaussian
 from histomri.kernels.interpolate import CoarseField, Order, warp
 from histomri.kernels.threshold import otsu
@@ -35,10 +35,13 @@ Array = NDArray[np.float32]
 Float = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 MIN_JACOBIAN = 0.1
+# finer nodes between those of a coarser level have other corners: they begin with some room
+START_JACOBIAN = 0.12
 SMALLEST = 1e-3
 LOWEST, HIGHEST = 0.1, 1.5
 BINS = 64
-LOOSE_STEPS = 3
+TRIAL_STEPS = 3
+MENDING = 20
 
 
 @dataclass(frozen=True)
@@ -49,21 +52,22 @@ class VolumetricSettings:
     update's Gaussian window; ``stiffness``: sigma of the smoothing of the whole field after each update; ``iterations``: at most
     so many; ``local``: sigma of the window of the local normalisation. For all levels, ``ridge``: damping relative to the mean
     structure tensor; ``tolerance``: relative fall of the cost that ends a level; ``most_voxels``: of the mask at the finest
-    level, which is made coarser for more. ``loose``: window and stiffness of further steps at the finest level, kept where they
-    lower the cost of voxels that they did not see by a share ``worth`` or more.
+    level, which is made coarser for more. ``loose``: window and stiffness of up to ``loose_iterations`` further steps at the
+    finest level, taken where a trial lowers the cost of voxels that it did not see by a share ``worth`` or more.
     """
 
     factors: tuple[int, ...] = (8, 4, 2, 1)
     nodes: tuple[int, ...] = (1, 1, 2, 2)
     window: tuple[float, ...] = (1.5, 1.5, 2.0, 4.0)
-    stiffness: tuple[float, ...] = (1.5, 1.5, 2.0, 4.0)
+    stiffness: tuple[float, ...] = (1.5, 2.0, 3.0, 4.0)
     iterations: tuple[int, ...] = (25, 20, 12, 8)
-    local: tuple[float, ...] = (2.0, 2.0, 2.5, 4.0)
+    local: tuple[float, ...] = (2.0, 2.0, 2.5, 5.0)
     ridge: float = 0.01
     tolerance: float = 2e-3
     most_voxels: float = 4e6
-    loose: float = 2.0
-    worth: float = 0.08
+    loose: tuple[float, float] = (1.5, 1.0)
+    loose_iterations: int = 12
+    worth: float = 0.14
 
 
 DEFAULTS = VolumetricSettings()
@@ -274,12 +278,14 @@ def loosened(level: Level, field: Array, step: Step, settings: VolumetricSetting
     The half of the voxels that the trial does not see (blocks of two, as a chessboard) is the judge: noise fitted in one half
     does not lower the cost of the other, another anatomy does.
     """
-    if not 0 < settings.loose < step.stiffness:
+    window, stiffness = settings.loose
+    if stiffness >= step.stiffness:
         return field
-    loose = replace(step, window=settings.loose, stiffness=settings.loose, iterations=LOOSE_STEPS)
+    loose = replace(step, window=window, stiffness=stiffness, iterations=TRIAL_STEPS)
     seen, unseen = _halves(level)
     trial, _, _ = descend(seen, field, loose, settings)
     before, after = (_cost(unseen, f, step.nodes) for f in (field, trial))
+    loose = replace(loose, iterations=settings.loose_iterations)
     return field if after > (1 - settings.worth) * before else descend(level, trial, loose, settings)[0]
 
 
@@ -305,14 +311,12 @@ def _update(terms: Array, step: Step, ridge: float) -> Array:
 
 
 def advance(field: Array, update: Array, step: Step) -> Array:
-    """``du + u(p + du)``, smoothed; halved until the result does not fold, and nothing where that does not help."""
+    """``du + u(p + du)``, smoothed; where that would fold, smoothed more and taken back, and left as it was if nothing helps."""
     scale = np.float32(1 / step.nodes)
-    for _ in range(4):
-        moved = stiffened(compose(update * scale, field * scale), step.stiffness / step.nodes)
-        if least_jacobian(moved) > MIN_JACOBIAN:
-            return np.asarray(moved / scale, np.float32)
-        update = update * np.float32(0.5)
-    return field
+    before = field * scale
+    moved = stiffened(compose(update * scale, before), step.stiffness / step.nodes)
+    mended = unfolded(moved, MIN_JACOBIAN, before)
+    return field if mended is None else np.asarray(mended / scale, np.float32)
 
 
 def stiffened(field: Array, sigma: float) -> Array:
@@ -321,13 +325,33 @@ def stiffened(field: Array, sigma: float) -> Array:
     return np.asarray(field - (rough - gaussian(rough, sigma, 3)), np.float32)
 
 
-def unfolded(field: Array) -> Array:
-    """A field in nodes, smoothed just as much as it takes not to fold at any corner of any cell."""
-    for _ in range(30):
-        if least_jacobian(field) > MIN_JACOBIAN / 2:
+def unfolded(field: Array, limit: float, before: Array | None = None) -> Array | None:
+    """A field in nodes, mended around those where a corner of a cell is below the limit, until there is none; None if it stays.
+
+    Each round brings it half of the way to ``before``, and smooths; without that, and in the last rounds, it only smooths. All
+    that is further away stays as it is, so that a few nodes in a bad place do not keep the rest from moving.
+    """
+    for attempt in range(MENDING):
+        folds = nodes_below(field, limit)
+        if not folds.any():
             return field
-        field = gaussian(field, 1.0, 3)
-    return np.zeros_like(field)
+        wanted = gaussian(field, 1.0, 3)
+        if before is not None and attempt < MENDING / 2:
+            wanted = (wanted + before) * np.float32(0.5)
+        field = np.asarray(field + _near(folds)[..., None] * (wanted - field), np.float32)
+    return None
+
+
+def _mended(field: Array, limit: float) -> Array:
+    """:func:`unfolded`, or no displacement at all."""
+    mended = unfolded(field, limit)
+    return np.zeros_like(field) if mended is None else mended
+
+
+def _near(nodes: Mask) -> Array:
+    """1 at nodes (Z, Y, X) and their neighbours, falling smoothly to 0 over about three more."""
+    around = ndimage.maximum_filter(nodes, 3).astype(np.float32)
+    return np.asarray(np.minimum(2 * gaussian(around, 1.5, 3), 1), np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -382,7 +406,7 @@ def deform(
         level = make_level(fixed.on(grid, np.eye(4)), moving.on(grid, matrix), grid, so_far, settings.local[k])
         start = np.zeros((*nodes.shape, 3), np.float32)
         if field is not None:
-            start = np.asarray(field.on(nodes) * np.float32(step.nodes), np.float32)
+            start = _mended(field.on(nodes), START_JACOBIAN) * np.float32(step.nodes)
         found, status, costs = descend(level, start, step, settings)
         trace += costs
         if k == len(settings.factors) - 1:
@@ -391,7 +415,7 @@ def deform(
         progress((k + 1) / len(settings.factors), f"deformation at {finest * factor:.3g} mm")
     assert field is not None
     spacing = field.grid.spacing_mm.astype(np.float32)
-    values = unfolded(np.asarray(field.values / spacing, np.float32)) * spacing
+    values = _mended(np.asarray(field.values / spacing, np.float32), MIN_JACOBIAN / 2) * spacing
     return Nodes(field.grid, np.asarray(values, np.float32)).transform(), status, trace
 
 
