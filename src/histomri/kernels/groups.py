@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse.csgraph import connected_components
 
 from histomri.kernels.pieces import Bool, pieces_of
 
@@ -18,7 +19,8 @@ Box = tuple[int, int, int, int]  # y, x, height, width
 ORDERS = ("row-major", "row-major-rtl", "column-major", "column-major-rtl", "snake", "snake-rtl")
 DEBRIS_SHARE = 0.04  # of the median section's area: less is debris
 SEED_SHARE = 0.05  # of the largest piece's area: less never makes a section of its own
-JUMP = 2.0  # gaps within a section are smaller than those between sections by at least this factor
+JUMP = 1.4  # gaps within a section are smaller than those between sections by at least this factor
+ALIKE = 0.24  # standard deviation of the sizes of sections on one slide over their mean, at most
 ROW_OVERLAP = 0.4
 
 
@@ -60,36 +62,44 @@ def cost(gap: float, area_i: float, area_j: float, typical: float) -> float:
 
 
 def merged(gaps: NDArray[np.float64], stats: NDArray[np.int32], expected: int | None) -> list[list[int]]:
-    """Groups of pieces (indices) by single-link merging, the cheapest pair first, until ``expected`` groups or a jump of the gaps."""
+    """Groups of pieces (indices): single links, the cheapest pair first, until ``expected`` are left; or up to :func:`gap_limit`."""
     groups = [[i] for i in range(len(stats))]
     areas = stats[:, 4].astype(float)
-    typical = areas.sum() / expected if expected else float(np.median(areas[areas >= 0.5 * areas.max()]))
-    limit = None if expected else gap_limit(gaps, stats)
-    while len(groups) > (expected or 1):
-        best, pair = np.inf, (0, 1)
-        for i in range(len(groups)):
-            for j in range(i + 1, len(groups)):
-                gap = float(gaps[np.ix_(groups[i], groups[j])].min())
-                price = cost(gap, areas[groups[i]].sum(), areas[groups[j]].sum(), typical)
-                if (limit is None or gap <= limit) and price < best:
-                    best, pair = price, (i, j)
-        if not np.isfinite(best) or (limit is not None and best > 1.0):
-            break
-        groups[pair[0]] += groups.pop(pair[1])
+    if expected is None:
+        return linked(gaps, gap_limit(gaps, stats)) if len(stats) > 1 else groups
+    typical = areas.sum() / expected
+    while len(groups) > expected:
+        pairs = [(i, j) for i in range(len(groups)) for j in range(i + 1, len(groups))]
+        prices = [
+            cost(float(gaps[np.ix_(groups[i], groups[j])].min()), areas[groups[i]].sum(), areas[groups[j]].sum(), typical)
+            for i, j in pairs
+        ]
+        first, second = pairs[int(np.argmin(prices))]
+        groups[first] += groups.pop(second)
     return groups
 
 
 def gap_limit(gaps: NDArray[np.float64], stats: NDArray[np.int32]) -> float:
-    """The largest gap within a section, in pixels: where the sorted gaps to the next piece jump; 0 where they do not.
+    """The largest gap within a section, in pixels; 0 where each piece is a section of its own.
 
-    Evenly spaced pieces are sections each: their gaps do not jump.
+    Pieces of one section lie nearer to one another than sections do, and put together they are as large as the others: the
+    smallest limit after which the gaps jump and all sections are about equally large.
     """
-    if len(gaps) < 3:
-        return 0.15 * float(stats[:, 2:4].max()) if len(gaps) == 2 and min(stats[:, 4]) < 0.5 * max(stats[:, 4]) else 0.0
-    nearest = np.sort(tree_edges(gaps))
-    ratios = nearest[1:] / np.maximum(nearest[:-1], 1.0)
-    at = int(ratios.argmax())
-    return float(nearest[at]) if ratios[at] >= JUMP else 0.0
+    area = stats[:, 4].astype(float)
+    if len(area) == 2:
+        return 0.15 * float(stats[:, 2:4].max()) if area.min() < 0.5 * area.max() else 0.0
+    edges = np.sort(tree_edges(gaps))
+    for limit, following in zip((0.0, *edges[:-1]), edges, strict=True):
+        sizes = np.array([area[group].sum() for group in linked(gaps, float(limit))])
+        if following >= JUMP * limit and sizes.std() <= ALIKE * sizes.mean():
+            return float(limit)
+    return 0.0
+
+
+def linked(gaps: NDArray[np.float64], limit: float) -> list[list[int]]:
+    """Groups of pieces joined by gaps of at most ``limit``."""
+    count, labels = connected_components(gaps <= limit, directed=False)
+    return [np.flatnonzero(labels == k).tolist() for k in range(count)]
 
 
 def tree_edges(gaps: NDArray[np.float64]) -> NDArray[np.float64]:

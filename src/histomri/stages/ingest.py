@@ -12,6 +12,7 @@ from histomri.core import Grid, InputError, Section
 from histomri.core.errors import Problem
 from histomri.io import omezarr, slides
 from histomri.io.publish import content_sha256, remove, whole
+from histomri.io.regions import FoundSection, find_sections
 from histomri.io.sections import SectionManifest, write_manifest
 
 LITTLE_TISSUE = 0.01
@@ -34,6 +35,7 @@ class IngestSettings:
     mask_min_piece: float = 0.02
     mask_max_hole: float = 0.3
     min_tissue_fraction: float = 0.0005
+    reading_order: str = "row-major"
 
     @property
     def storage(self) -> omezarr.Storage:
@@ -83,6 +85,8 @@ def convert(
         raise bad(section, "the sheet names no file", "fill in the column 'file', or set the status to missing")
     with slides.open_slide(section.file, section.channel, settings.max_plain_px) as slide:
         info = slide.info
+        found = found_region(section, settings)
+        section = replace(section, region=found.region) if found else section
         grid = Grid(region_shape(section, info.shape), pixel_size(section, info, pixel_size_mm))
         levels = omezarr.level_count(grid.shape, settings.smallest_level_px)
         spec = omezarr.PyramidSpec(section.id, grid, info.channels, info.dtype, levels)
@@ -105,11 +109,22 @@ def convert(
         flags=(*flags, *info.notes),
         dropped=info.dropped,
     )
-    return add_tissue(record, settings)
+    return add_tissue(record, settings, found.own if found else None)
 
 
-def add_tissue(record: SectionManifest, settings: IngestSettings) -> SectionManifest:
-    """Find the tissue on the working level, write it as a label, and measure it."""
+def found_region(section: Section, settings: IngestSettings) -> FoundSection | None:
+    """Where the slide holds a section whose region is ``auto``; None where the sheet says. Raises ``InputError``."""
+    if section.auto_region is None or section.file is None:
+        return None
+    place, count = section.auto_region
+    return find_sections(section.file, count, settings.reading_order, section.channel)[place - 1]
+
+
+def add_tissue(record: SectionManifest, settings: IngestSettings, own: np.ndarray | None = None) -> SectionManifest:
+    """Find the tissue on the working level, write it as a label, and measure it.
+
+    ``own`` is bool over the section's extent, at any spacing: what of the tissue is no neighbour's on the slide.
+    """
     from histomri.kernels.tissue import TissueParameters, find_tissue
 
     fits = [k for k in range(record.levels) if max(record.level_grid(k).shape) <= settings.mask_px]
@@ -122,6 +137,8 @@ def add_tissue(record: SectionManifest, settings: IngestSettings) -> SectionMani
         max_hole=settings.mask_max_hole,
     )
     tissue = find_tissue(np.moveaxis(planes, 0, -1), parameters)
+    if own is not None:
+        tissue = replace(tissue, mask=tissue.mask & nearby(own, tissue.mask.shape))
     fraction = float(tissue.mask.mean())
     is_empty = fraction < settings.min_tissue_fraction
     mask = np.zeros_like(tissue.mask) if is_empty else tissue.mask
@@ -140,6 +157,15 @@ def add_tissue(record: SectionManifest, settings: IngestSettings) -> SectionMani
         status="empty" if is_empty else "ok",
         flags=(*record.flags, *tissue_flags(is_empty, fraction, area)),
     )
+
+
+def nearby(own: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A section's own tissue on another grid of the same extent, grown a little: it was seen more coarsely."""
+    import cv2
+
+    size = cv2.resize(own.astype(np.uint8), shape[::-1], interpolation=cv2.INTER_NEAREST)
+    reach = 1 + 2 * math.ceil(max(shape) / max(own.shape))
+    return np.asarray(cv2.dilate(size, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)), bool)
 
 
 def placeholder(
