@@ -24,7 +24,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--sections-per-slide", type=int, metavar="N", help="sections on each slide: find them, a row with its region for each"
     )
-    parser.add_argument("--reading-order", default="row-major", choices=READING_ORDERS, help="their order on a slide (default: %(default)s)")
+    parser.add_argument(
+        "--reading-order", default="row-major", choices=READING_ORDERS, help="their order on a slide (default: %(default)s)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,7 +36,9 @@ def run(args: argparse.Namespace) -> int:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it warns of is told here, in our words
 
     if args.sections_per_slide is not None and args.sections_per_slide < 1:
-        raise InputError(Problem("--sections-per-slide", f"at least 1 was expected, found {args.sections_per_slide}", "correct it"))
+        raise InputError(
+            Problem("--sections-per-slide", f"at least 1 was expected, found {args.sections_per_slide}", "correct it")
+        )
     found = write_study(args.study_dir, args.slides, args.sections_per_slide, args.reading_order)
     for slide in found:
         if slide.problem:

@@ -49,7 +49,9 @@ def overview(slide: slides.Slide, longest: int = OVERVIEW_PX) -> tuple[NDArray[n
     return np.concatenate(parts), factor
 
 
-def find_sections(path: Path, count: int | None = None, order: str = "row-major", channel: str | None = None) -> list[FoundSection]:
+def find_sections(
+    path: Path, count: int | None = None, order: str = "row-major", channel: str | None = None
+) -> list[FoundSection]:
     """The sections on a slide in reading order (one of ``READING_ORDERS``); ``count`` says how many there are, None finds out.
 
     Raises ``InputError`` where the slide cannot be read, or holds fewer pieces of tissue than ``count``.
@@ -75,14 +77,19 @@ def margin_of(boxes: Sequence[tuple[int, int, int, int]], i: int) -> int:
     """How far box ``i`` (y, x, height, width) may grow: by ``MARGIN``, and by half the distance to the next box at most."""
     wanted = max(2, math.ceil(MARGIN * max(boxes[i][2:])))
     gaps = [
-        max(other[k] - boxes[i][k] - boxes[i][k + 2] if other[k] > boxes[i][k] else boxes[i][k] - other[k] - other[k + 2] for k in (0, 1))
+        max(
+            other[k] - boxes[i][k] - boxes[i][k + 2] if other[k] > boxes[i][k] else boxes[i][k] - other[k] - other[k + 2]
+            for k in (0, 1)
+        )
         for j, other in enumerate(boxes)
         if j != i
     ]
     return max(0, min([wanted, *(gap // 2 for gap in gaps)]))
 
 
-def cut_out(group: NDArray[np.bool_], box: tuple[int, int, int, int], margin: int, factor: int, shape: tuple[int, int]) -> FoundSection:
+def cut_out(
+    group: NDArray[np.bool_], box: tuple[int, int, int, int], margin: int, factor: int, shape: tuple[int, int]
+) -> FoundSection:
     """A section's region in level-0 pixels of a slide of ``shape`` (y, x), from its box on the overview grown by ``margin``."""
     y, x = max(0, box[0] - margin), max(0, box[1] - margin)
     bottom, right = min(group.shape[0], box[0] + box[2] + margin), min(group.shape[1], box[1] + box[3] + margin)

@@ -30,7 +30,9 @@ class SectionManifest:
     ``store`` is an absolute path in memory and relative to the output folder on disk. ``shape`` (y, x) and
     ``pixel_size_mm`` (y, x) are those of level 0; ``region`` is (x, y, width, height) in level-0 pixels of the slide.
     ``background`` is per channel, in pixel values; ``inverted`` is True where tissue is brighter than it. The tissue label
-    starts at level ``tissue_level`` of the image and has ``tissue_levels`` levels of its own.
+    starts at level ``tissue_level`` of the image and has ``tissue_levels`` levels of its own. ``sharpness`` to ``dynamic_range``
+    are defined in :mod:`histomri.kernels.focus` (None where they cannot be told); ``background_drift`` is how much the glass varies
+    smoothly over the slide, in optical density.
     """
 
     section: str
@@ -51,6 +53,13 @@ class SectionManifest:
     flags: tuple[str, ...] = ()
     content_sha256: str = ""
     dropped: tuple[str, ...] = ()
+    sharpness: float | None = None
+    soft_share: float | None = None
+    mean_density: float | None = None
+    saturation: float | None = None
+    dynamic_range: float | None = None
+    white_balance: tuple[float, ...] = ()
+    background_drift: float = 0.0
 
     @property
     def grid(self) -> Grid:

@@ -37,9 +37,7 @@ class FoundSlide:
     region: str = ""
 
 
-def write_study(
-    folder: Path, slides: Path | None, per_slide: int | None = None, order: str = "row-major"
-) -> list[FoundSlide]:
+def write_study(folder: Path, slides: Path | None, per_slide: int | None = None, order: str = "row-major") -> list[FoundSlide]:
     """Write ``config.yaml``, ``sections.tsv`` and ``blocks.tsv`` into ``folder``, and return the slides they name.
 
     With ``per_slide`` the sections on each slide are found, and each is returned with its region, in the reading ``order``.

@@ -49,7 +49,7 @@ def gaps_between(labels: NDArray[np.int32], pieces: NDArray[np.intp]) -> NDArray
         for j, other in enumerate(pieces):
             if j != i:
                 gaps[i, j] = float(away[labels == other].min())
-    return np.minimum(gaps, gaps.T)
+    return np.asarray(np.minimum(gaps, gaps.T), np.float64)
 
 
 def cost(gap: float, area_i: float, area_j: float, typical: float) -> float:
@@ -58,11 +58,11 @@ def cost(gap: float, area_i: float, area_j: float, typical: float) -> float:
     Sections of one slide are about equally large: a union larger than ``typical`` (the expected area of one) costs its excess.
     """
     excess = max(0.0, (area_i + area_j) / typical - 1.3)
-    return gap / np.sqrt(typical) + excess
+    return float(gap / np.sqrt(typical) + excess)
 
 
 def merged(gaps: NDArray[np.float64], stats: NDArray[np.int32], expected: int | None) -> list[list[int]]:
-    """Groups of pieces (indices): single links, the cheapest pair first, until ``expected`` are left; or up to :func:`gap_limit`."""
+    """Groups of pieces (indices): the cheapest pair joined first, until ``expected`` are left; or by :func:`gap_limit`."""
     groups = [[i] for i in range(len(stats))]
     areas = stats[:, 4].astype(float)
     if expected is None:

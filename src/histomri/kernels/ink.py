@@ -60,9 +60,9 @@ def foreign_to(tissue: Bool, density: Float32) -> Bool:
 def find_ink(density: Float32, raw: Bool, tinted: Bool) -> Bool:
     """Strokes of a pen and grey rims and hairs on a working image, bool (y, x).
 
-    ``density`` (y, x, 3) is optical density over the glass, ``raw`` what is darker than it, ``tinted`` what is tinted as tissue is.
-    Tissue is what is thicker than a stroke. Ink is thin and has a hue foreign to the tissue or is far darker; grey lines are thinner
-    still, and without its tint. Larger areas of an odd hue are tissue all the same.
+    ``density`` (y, x, 3) is optical density over the glass, ``raw`` what is darker than it, ``tinted`` what is tinted as
+    tissue is. Tissue is what is thicker than a stroke. Ink is thin and has a hue foreign to the tissue or is far darker; grey
+    lines are thinner still, and without its tint. Larger areas of an odd hue are tissue all the same.
     """
     long_side = max(raw.shape)
     solid = opened(raw, max(3, round(MAX_STROKE * long_side)))

@@ -47,8 +47,8 @@ class TissueParameters:
     working pixels along the long side and grow with it; ``min_share`` is the smallest piece kept, as a share of the
     largest; ``max_hole`` the largest hole filled, as a share of all tissue; ``ink_contrast`` and ``ink_share`` say what near the
     border of the image is ink: darker than the one and smaller, as a share of the image, than the other; islands are pieces of at
-    least ``island_share`` of the largest one's area within ``island_reach`` (of the long side) of the large ones; pixels at the edge
-    with less than ``edge_share`` of the signal inside of it are glass.
+    least ``island_share`` of the largest one's area within ``island_reach`` (of the long side) of the large ones; pixels at the
+    edge with less than ``edge_share`` of the signal inside of it are glass.
     """
 
     min_contrast: float = 0.02

@@ -48,7 +48,7 @@ def thumbnail(row: Mapping[str, str], manifest: SectionManifest | None) -> Thumb
 
 
 def outlined(manifest: SectionManifest) -> NDArray[np.uint8] | None:
-    """A section at ``THUMB_PX`` along its long side, RGB (y, x, 3), with the outline of its mask; None where it cannot be read."""
+    """A section at ``THUMB_PX`` along its long side, RGB (y, x, 3), with the outline of its mask; None if it cannot be read."""
     level = max(k for k in range(manifest.levels) if k == 0 or max(manifest.level_grid(k).shape) >= DRAWN_PX)
     try:
         image = open_level(manifest, level)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from histomri.core.errors import Problem
 from histomri.io import omezarr, slides
 from histomri.io.publish import content_sha256, remove, whole
 from histomri.io.regions import FoundSection, find_sections
-from histomri.io.sections import SectionManifest, write_manifest
+from histomri.io.sections import SectionManifest, open_tissue, write_manifest
 
 LITTLE_TISSUE = 0.01
+QUALITY_TILE_PX, QUALITY_TILES = 128, 96
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def convert(
         flags=(*flags, *info.notes),
         dropped=info.dropped,
     )
-    return add_tissue(record, settings, found.own if found else None)
+    return add_quality(add_tissue(record, settings, found.own if found else None))
 
 
 def found_region(section: Section, settings: IngestSettings) -> FoundSection | None:
@@ -150,6 +152,7 @@ def add_tissue(record: SectionManifest, settings: IngestSettings, own: np.ndarra
         record,
         background=tissue.background,
         inverted=tissue.inverted,
+        background_drift=tissue.drift,
         tissue_level=level,
         tissue_levels=len(masks),
         tissue_area_mm2=area,
@@ -157,6 +160,52 @@ def add_tissue(record: SectionManifest, settings: IngestSettings, own: np.ndarra
         status="empty" if is_empty else "ok",
         flags=(*record.flags, *tissue_flags(is_empty, fraction, area)),
     )
+
+
+def add_quality(record: SectionManifest) -> SectionManifest:
+    """Measure focus on tiles of level 0, and the stain on the working level; nothing for an empty section."""
+    from histomri.kernels.focus import measure_focus, measure_stain, white_balance
+    from histomri.kernels.glass import density_over
+
+    if not record.is_usable:
+        return record
+    mask = open_tissue(record).data
+    array = omezarr.open_array(record.store, "0")
+
+    def tiles(where: np.ndarray) -> Iterator[np.ndarray]:
+        for y, x in spread_tiles(where, 2**record.tissue_level, record.shape):
+            planes = array[:, y : y + QUALITY_TILE_PX, x : x + QUALITY_TILE_PX]
+            yield density_over(np.moveaxis(planes, 0, -1), record.background, record.inverted).mean(axis=-1)
+
+    focus = measure_focus(tiles(mask), tiles(~grown_mask(mask)))
+    pixels = np.moveaxis(omezarr.open_array(record.store, str(record.tissue_level))[...], 0, -1)
+    stain = measure_stain(density_over(pixels, record.background, record.inverted)[mask])
+    return replace(
+        record,
+        sharpness=focus.sharpness,
+        soft_share=focus.soft_share,
+        mean_density=stain.density,
+        saturation=stain.saturation,
+        dynamic_range=stain.dynamic_range,
+        white_balance=white_balance(record.background),
+    )
+
+
+def grown_mask(mask: np.ndarray) -> np.ndarray:
+    """The tissue and what is within 2 % of the long side of it."""
+    from histomri.kernels.pieces import grown
+
+    return grown(mask, max(2, round(0.02 * max(mask.shape))))
+
+
+def spread_tiles(where: np.ndarray, factor: int, shape: tuple[int, int]) -> list[tuple[int, int]]:
+    """Level-0 corners (y, x) of at most ``QUALITY_TILES`` tiles that lie in ``where`` (``factor`` coarser), evenly chosen."""
+    side = QUALITY_TILE_PX
+    corners = [(y, x) for y in range(0, shape[0] - side + 1, side) for x in range(0, shape[1] - side + 1, side)]
+    inside = [(y, x) for y, x in corners if where[y // factor : (y + side) // factor, x // factor : (x + side) // factor].all()]
+    # by the golden ratio: spread over rows and columns alike, whatever the shape
+    chosen = sorted(range(len(inside)), key=lambda k: (k * 0.6180339887) % 1.0)[:QUALITY_TILES]
+    return [inside[k] for k in sorted(chosen)]
 
 
 def nearby(own: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
