@@ -31,8 +31,8 @@ class SectionManifest:
     ``pixel_size_mm`` (y, x) are those of level 0; ``region`` is (x, y, width, height) in level-0 pixels of the slide.
     ``background`` is per channel, in pixel values; ``inverted`` is True where tissue is brighter than it. The tissue label
     starts at level ``tissue_level`` of the image and has ``tissue_levels`` levels of its own. ``sharpness`` to ``dynamic_range``
-    are defined in :mod:`histomri.kernels.focus` (None where they cannot be told); ``background_drift`` is how much the glass varies
-    smoothly over the slide, in optical density.
+    are defined in :mod:`histomri.kernels.focus` (None where they cannot be told); ``background_drift`` is how much the
+    glass varies smoothly over the slide, in optical density.
     """
 
     section: str

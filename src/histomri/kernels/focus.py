@@ -18,6 +18,7 @@ from histomri.kernels.pieces import Float32, blurred
 
 MIN_ENERGY = 2.5e-5  # of the coarser band, (optical density)^2: flatter tiles cannot tell
 FINE_PX, COARSE_PX = 1.0, 4.0
+QUIET = 10.0
 SOFT = 0.5  # a tile is out of focus below this share of the section's sharpest tiles
 
 
@@ -49,7 +50,8 @@ def band_energies(density: Float32) -> tuple[float, float]:
 def measure_focus(tissue: Iterable[Float32], glass: Iterable[Float32]) -> Focus:
     """Focus of a section from tiles of optical density (y, x) in its tissue, and of its glass for the noise (may be none)."""
     empty = [band_energies(tile) for tile in glass]
-    noise = np.median(empty, axis=0) if empty else np.zeros(2)
+    # dust and ink lie on some of the glass: the quietest tiles are the camera's
+    noise = np.percentile(empty, QUIET, axis=0) if empty else np.zeros(2)
     energies = np.array([band_energies(tile) for tile in tissue]).reshape(-1, 2) - noise
     tells = energies[:, 1] > MIN_ENERGY
     if not tells.any():

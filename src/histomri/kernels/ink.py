@@ -11,7 +11,7 @@ from histomri.kernels.pieces import Bool, Float32, blurred, grown, opened, piece
 HUE_BINS = 48
 HAS_HUE = 0.06  # length of the optical density (three channels) from which on a pixel has a hue
 INK_HUE = 0.15  # and from which on it may be ink
-DARKER = 1.8  # ink over the 90th percentile of the tissue
+DARKER = 1.5  # ink over the 90th percentile of the tissue
 MOSTLY = 0.7
 IS_OPAQUE = 1.0  # and from which on it is more likely ink than tissue, on a working level
 TAIL_SHARE = 0.01  # hues rarer than this share of the commonest one's are none of the tissue's

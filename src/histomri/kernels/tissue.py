@@ -252,8 +252,10 @@ def clean(mask: Bool, signal: Float32, tinted: Bool, limits: TissueParameters) -
     radius = round(min(limits.open_px * scale, max(1, min(mask.shape) // 40)))
     mask = without_lines(mask, radius)
     largest_hole = limits.max_hole * float(mask.sum())
-    # what only something thin encloses (a bubble's rim, a sulcus nearly closed) is no hole of the tissue
-    mask = opened(fill_holes(mask, min(largest_hole, (SMALL_HOLE * radius) ** 2)), radius)
+    # in a grey image what only something thin encloses (a bubble's rim, a sulcus nearly closed) is no hole of the tissue; in a
+    # coloured one rims are gone by now
+    closed = largest_hole if tinted.any() else min(largest_hole, (SMALL_HOLE * radius) ** 2)
+    mask = opened(fill_holes(mask, closed), radius)
     mask = fill_holes(mask, largest_hole)
     mask = without_ink_and_rims(mask, signal, limits)
     mask = fill_holes(tissue_pieces(mask, signal, tinted, limits), largest_hole)

@@ -17,7 +17,7 @@ from histomri.io.regions import FoundSection, find_sections
 from histomri.io.sections import SectionManifest, open_tissue, write_manifest
 
 LITTLE_TISSUE = 0.01
-QUALITY_TILE_PX, QUALITY_TILES = 128, 96
+QUALITY_TILE_PX, QUALITY_TILES = 64, 200
 
 
 @dataclass(frozen=True)
