@@ -139,7 +139,13 @@ def test_records_survive_json(tmp_path: Path) -> None:
 
 
 def test_sections_to_be_found_on_a_slide_know_their_number(tmp_path: Path) -> None:
-    rows = ["section\tfile\tposition_mm\tregion", "a\tx.tif\t1\tauto:1", "b\tx.tif\t2\tauto:3", "c\ty.tif\t3\tauto:2/6", "d\tz.tif\t4\tauto"]
+    rows = [
+        "section\tfile\tposition_mm\tregion",
+        "a\tx.tif\t1\tauto:1",
+        "b\tx.tif\t2\tauto:3",
+        "c\ty.tif\t3\tauto:2/6",
+        "d\tz.tif\t4\tauto",
+    ]
     path = tmp_path / "sections.tsv"
     path.write_text("\n".join(rows) + "\n")
     sections = read_sections(path)

@@ -17,6 +17,7 @@ import tifffile
 import yaml
 
 from histomri.core import InputError, Section
+from histomri.core.section import READING_ORDERS
 from histomri.io import omezarr
 from histomri.io.publish import content_sha256
 from histomri.io.sections import SectionManifest, open_level, open_tissue, read_manifest, registration_image
@@ -317,4 +318,5 @@ def test_settings_equal_their_schema(checkout: Path) -> None:
     assert defaults == {f.name: f.default for f in fields(IngestSettings)}
     assert schema["additionalProperties"] is False
     assert all(entry["description"] for entry in schema["properties"].values())
+    assert schema["properties"]["reading_order"]["enum"] == list(READING_ORDERS)
     assert schema["properties"]["codec"]["enum"] == list(omezarr.CODECS)

@@ -9,7 +9,7 @@ from typing import Any
 
 from histomri.core import InputError
 from histomri.core.errors import Problem
-from histomri.io.regions import READING_ORDERS
+from histomri.core.section import READING_ORDERS
 
 
 def add_parser(subparsers: Any) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 STATUSES = ("ok", "damaged", "missing", "excluded")
 FLIPS = ("auto", "none", "horizontal")
 MIRRORS = ("no", "yes", "auto")
+READING_ORDERS = ("row-major", "row-major-rtl", "column-major", "column-major-rtl", "snake", "snake-rtl")
 
 
 @dataclass(frozen=True)

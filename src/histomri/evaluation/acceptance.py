@@ -206,6 +206,7 @@ _RULES = (
         "log_blur",
         "less sharp than its peers (ratio {ratio:.2f}): out of focus",
         same_stain=True,
+        strictness=0.5,
     ),
     _OutlierRule(
         "focus",

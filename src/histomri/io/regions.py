@@ -18,7 +18,6 @@ Region = tuple[int, int, int, int]
 OVERVIEW_PX = 1024
 STRIP_PX = 1 << 24  # pixels read at a time
 MARGIN = 0.06  # around a section, as a share of its long side
-READING_ORDERS = ("row-major", "row-major-rtl", "column-major", "column-major-rtl", "snake", "snake-rtl")
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 
+from histomri.core.section import READING_ORDERS
 from histomri.kernels.pieces import Bool, pieces_of
 
 Box = tuple[int, int, int, int]  # y, x, height, width
-ORDERS = ("row-major", "row-major-rtl", "column-major", "column-major-rtl", "snake", "snake-rtl")
 DEBRIS_SHARE = 0.04  # of the median section's area: less is debris
 SEED_SHARE = 0.05  # of the largest piece's area: less never makes a section of its own
 JUMP = 1.4  # gaps within a section are smaller than those between sections by at least this factor
@@ -134,14 +134,14 @@ def box_of(group: Bool) -> Box:
 
 
 def reading_order(boxes: Sequence[Box], order: str = "row-major") -> list[int]:
-    """Indices of boxes in reading order (one of ``ORDERS``).
+    """Indices of boxes in reading order (one of ``READING_ORDERS``).
 
     Rows are boxes that overlap vertically with what the row holds by at least ``ROW_OVERLAP`` of the lower one's height, so rows
     need not be straight; ``rtl`` reads rows from the right (columns from the right one), ``snake`` turns round after each row.
     Raises ``ValueError`` for an unknown order.
     """
-    if order not in ORDERS:
-        raise ValueError(f"The reading order must be one of {', '.join(ORDERS)}, found {order!r}.")
+    if order not in READING_ORDERS:
+        raise ValueError(f"The reading order must be one of {', '.join(READING_ORDERS)}, found {order!r}.")
     by_column = order.startswith("column")
     lines = lines_of([(x, y, w, h) if by_column else (y, x, h, w) for y, x, h, w in boxes])
     backwards = order.endswith("-rtl")
