@@ -18,13 +18,14 @@ from histomri.kernels.pieces import Float32, blurred
 
 MIN_ENERGY = 2.5e-5  # of the coarser band, (optical density)^2: flatter tiles cannot tell
 FINE_PX, COARSE_PX = 1.0, 4.0
+MIN_TILES = 12
 QUIET = 10.0
 SOFT = 0.5  # a tile is out of focus below this share of the section's sharpest tiles
 
 
 @dataclass(frozen=True)
 class Focus:
-    """``sharpness`` is the median over the tiles, ``soft_share`` how many of them are out of focus; None where none can tell."""
+    """``sharpness`` is the median over the tiles, ``soft_share`` how many of them are out of focus; None where fewer than ``MIN_TILES`` can tell."""
 
     sharpness: float | None = None
     soft_share: float | None = None
@@ -54,7 +55,7 @@ def measure_focus(tissue: Iterable[Float32], glass: Iterable[Float32]) -> Focus:
     noise = np.percentile(empty, QUIET, axis=0) if empty else np.zeros(2)
     energies = np.array([band_energies(tile) for tile in tissue]).reshape(-1, 2) - noise
     tells = energies[:, 1] > MIN_ENERGY
-    if not tells.any():
+    if tells.sum() < MIN_TILES:
         return Focus()
     sharpness = np.sqrt(np.maximum(energies[tells, 0], 0) / energies[tells, 1])
     soft = sharpness < SOFT * np.percentile(sharpness, 90)
