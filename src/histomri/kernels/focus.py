@@ -25,7 +25,10 @@ SOFT = 0.5  # a tile is out of focus below this share of the section's sharpest 
 
 @dataclass(frozen=True)
 class Focus:
-    """``sharpness`` is the median over the tiles, ``soft_share`` how many of them are out of focus; None where fewer than ``MIN_TILES`` can tell."""
+    """``sharpness`` is the median over the tiles, ``soft_share`` how many of them are out of focus.
+
+    None where fewer than ``MIN_TILES`` can tell.
+    """
 
     sharpness: float | None = None
     soft_share: float | None = None
