@@ -17,6 +17,7 @@ from histomri.io.check import check_study
 from histomri.io.config import load_study
 from histomri.io.sheets import read_sections
 from histomri.io.template import section_ids
+from histomri.testing.many import draw_sections
 
 
 @pytest.fixture
@@ -64,6 +65,24 @@ def test_new_writes_what_check_then_reads(slides: Path, tmp_path: Path, capsys: 
     assert [s.id for s in sections] == ["day_2_s2", "my_slides_s2", "s10", "s_1_a"]  # 2 comes before 10
     said = " ".join(f"{p.what} {p.remedy}" for p in check_study(folder / "config.yaml"))
     assert "section_spacing_mm" in said and "states no pixel size" in said
+
+
+def test_new_finds_the_sections_on_each_slide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    for n in (1, 2):
+        Image.fromarray(draw_sections(rows=1, columns=3, seed=n).pixels).save(slides / f"slide{n}.png")
+    Image.fromarray(np.full((200, 300, 3), 240, np.uint8)).save(slides / "slide3.png")
+    order = ["--sections-per-slide", "3", "--reading-order", "row-major-rtl"]
+    assert main(["new", str(tmp_path / "study"), "--slides", str(slides), *order]) == 0
+    said = capsys.readouterr().out
+    assert "9 sections of 3 slides" in said and "3 sections were expected on the slide, 0 were found" in said
+    sections = read_sections(tmp_path / "study" / "sections.tsv", 1.0)
+    assert [s.id for s in sections] == [f"slide{n}_{k}" for n in (1, 2, 3) for k in (1, 2, 3)]
+    assert [s.position_mm for s in sections] == list(range(1, 10))
+    lefts = [s.region[0] for s in sections[:6] if s.region]
+    assert lefts[:3] == sorted(lefts[:3], reverse=True) and len(set(lefts[:3])) == 3
+    assert [s.auto_region for s in sections[6:]] == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_new_runs_once_its_blanks_are_filled_in(slides: Path, tmp_path: Path) -> None:

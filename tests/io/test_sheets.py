@@ -136,3 +136,34 @@ def test_records_survive_json(tmp_path: Path) -> None:
     assert tuple(section_from_dict(json.loads(json.dumps(section_to_dict(s)))) for s in sections) == sections
     block = Block("b", tmp_path / "m.nii.gz", None, 0.05, "auto")
     assert block_from_dict(json.loads(json.dumps(block_to_dict(block)))) == block
+
+
+def test_sections_to_be_found_on_a_slide_know_their_number(tmp_path: Path) -> None:
+    rows = [
+        "section\tfile\tposition_mm\tregion",
+        "a\tx.tif\t1\tauto:1",
+        "b\tx.tif\t2\tauto:3",
+        "c\ty.tif\t3\tauto:2/6",
+        "d\tz.tif\t4\tauto",
+    ]
+    path = tmp_path / "sections.tsv"
+    path.write_text("\n".join(rows) + "\n")
+    sections = read_sections(path)
+    assert [s.auto_region for s in sections] == [(1, 3), (3, 3), (2, 6), (1, 1)]
+    assert all(s.region is None for s in sections)
+    assert section_from_dict(json.loads(json.dumps(section_to_dict(sections[2])))) == sections[2]
+
+
+@pytest.mark.parametrize("cell", ["auto:0", "auto:x", "auto:3/2", "automatic", "auto:1/"])
+def test_a_region_that_cannot_be_found_says_how_to_write_it(tmp_path: Path, cell: str) -> None:
+    path = tmp_path / "sections.tsv"
+    path.write_text(f"section\tfile\tposition_mm\tregion\na\tx.tif\t1\t{cell}\n")
+    with pytest.raises(InputError, match="auto:K/N"):
+        read_sections(path)
+
+
+def test_one_place_on_a_slide_given_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "sections.tsv"
+    path.write_text("section\tfile\tposition_mm\tregion\na\tx.tif\t1\tauto:2\nb\tx.tif\t2\tauto:2\n")
+    with pytest.raises(InputError, match="stands in row 2 already"):
+        read_sections(path)

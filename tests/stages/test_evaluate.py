@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import dataclasses
 import hashlib
@@ -9,6 +10,7 @@ import json
 import re
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import yaml
@@ -284,8 +286,23 @@ def page(study, tmp_path_factory):
 
 
 def test_report_loads_nothing_from_outside(page):
-    assert not re.search(r"""(src|href)\s*=\s*["'](?!data:|#)""", page)
+    assert not re.search(r"""(src|href)\s*=\s*["'](?!data:|#|sections\.html["'])""", page)
     assert "url(" not in page and "@import" not in page and "fetch(" not in page
+
+
+def test_contact_sheets_show_every_section_in_order_and_mark_the_flagged(study, page, tmp_path):
+    args = [study[k] for k in ("study", "sections", "manifests", "blocks", "placements")]
+    write_report(*args, {}, study["folder"], SETTINGS, tmp_path / "index.html")
+    sheets = (tmp_path / "sections.html").read_text()
+    entries = re.findall(r'<li( class="flagged")? title="(s\d\d)', sheets)
+    assert [name for _, name in entries] == [f"s{i:02d}" for i in range(N)]
+    assert {name for mark, name in entries if mark} == {TORN, PALE, BLOTCHED, MOVED, LOST, MISSING, FOLDED}
+    assert sheets.count("data:image/jpeg") == N - 1 and sheets.count("no picture") == 1  # the missing one
+    assert len(sheets) < N * 8e3 and not re.search(r"""src\s*=\s*["'](?!data:)""", sheets)
+    picture = cv2.imdecode(np.frombuffer(base64.b64decode(re.findall(r"base64,([^\"]+)", sheets)[1]), np.uint8), cv2.IMREAD_COLOR)
+    assert max(picture.shape) == 112
+    blue, green, red = np.moveaxis(picture.astype(int), -1, 0)
+    assert ((green - red > 60) & (green - blue > 40)).sum() > 100  # the outline
 
 
 def test_report_shows_flagged_sections_first_with_reasons(page):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import textwrap
@@ -16,10 +17,12 @@ import tifffile
 import yaml
 
 from histomri.core import InputError, Section
+from histomri.core.section import READING_ORDERS
 from histomri.io import omezarr
 from histomri.io.publish import content_sha256
 from histomri.io.sections import SectionManifest, open_level, open_tissue, read_manifest, registration_image
 from histomri.stages.ingest import IngestSettings, ingest_section
+from histomri.testing.many import draw_sections
 
 SETTINGS = IngestSettings(chunk_px=64, shard_px=128, smallest_level_px=64)
 
@@ -242,10 +245,78 @@ def test_importing_the_stage_is_light() -> None:
     assert found == ""
 
 
+def test_two_slides_with_six_sections_each_come_out_as_twelve_in_order(tmp_path: Path) -> None:
+    for slide, split in ((1, 2), (2, 0)):
+        drawn = draw_sections(cell_px=130, seed=slide, split=split, jitter=0.05)
+        write_slide(tmp_path / f"slide{slide}.tif", drawn.pixels)
+        for k in range(1, 7):
+            section = Section(f"s{slide}_{k}", tmp_path / f"slide{slide}.tif", 6.0 * slide + k, auto_region=(k, 6))
+            found = ingest(tmp_path, section)
+            x, y, width, height = found.region or (0, 0, 0, 0)
+            inside = drawn.labels[y : y + height, x : x + width]
+            assert found.status == "ok" and found.shape == (height, width)
+            assert (inside == k).sum() == (drawn.labels == k).sum(), "the whole section lies in its region"
+            mask = open_tissue(found)
+            assert mask.grid.shape == inside.shape
+            assert 2 * (mask.data & (inside == k)).sum() / (mask.data.sum() + (inside == k).sum()) > 0.9
+
+
+def test_a_neighbour_in_the_region_is_not_its_tissue(tmp_path: Path) -> None:
+    pixels = np.full((300, 400, 3), 243, np.uint8)
+    upper, lower = ([[20, 20], [380, 20], [20, 180]], [[390, 60], [390, 280], [80, 280]])
+    truth = []
+    for corners in (upper, lower):
+        shape = cv2.fillPoly(np.zeros((300, 400), np.uint8), [np.array(corners)], 1) > 0
+        pixels[shape] = (190, 120, 170)
+        truth.append(shape)
+    file = write_slide(tmp_path / "a.tif", pixels)
+    for k in (1, 2):
+        found = ingest(tmp_path, Section(f"s{k}", file, float(k), auto_region=(k, 2)))
+        x, y, width, height = found.region or (0, 0, 0, 0)
+        own, other = (t[y : y + height, x : x + width] for t in (truth[k - 1], truth[2 - k]))
+        mask = open_tissue(found).data
+        assert other.sum() > 1000 and mask[other].mean() < 0.02 and mask[own].mean() > 0.97
+
+
+def test_more_sections_than_the_slide_holds_fail_in_words(tmp_path: Path) -> None:
+    file = write_slide(tmp_path / "a.tif", slide_pixels())
+    found = ingest(tmp_path, Section("a", file, 0.0, auto_region=(1, 3)))
+    assert found.status == "unreadable" and "3 sections were expected on the slide, 1 were found" in found.flags[0]
+
+
+def test_a_blurred_slide_is_less_sharp_and_stain_does_not_matter(tmp_path: Path) -> None:
+    grain = cv2.GaussianBlur(np.random.default_rng(5).normal(0, 60, (512, 640)), (0, 0), 1.2)[..., None]
+    where = cv2.ellipse(np.zeros((512, 640), np.uint8), (320, 256), (280, 220), 0, 0, 360, 1, -1)[..., None] > 0
+    sharp = {}
+    for name, gain, sigma in (("a", 1.0, 0.0), ("pale", 0.5, 0.0), ("soft", 1.0, 2.0)):
+        stain = 243.0 * 10 ** (-gain * np.maximum(0, np.array((0.1, 0.3, 0.15)) * (1 + grain / 60)))
+        pixels = np.where(where, stain, 243.0)
+        pixels = cv2.GaussianBlur(pixels, (0, 0), sigma) if sigma else pixels
+        noisy = pixels + np.random.default_rng(len(name)).normal(0, 1.0, pixels.shape)
+        file = write_slide(tmp_path / f"{name}.tif", np.clip(noisy, 0, 255).astype(np.uint8))
+        sharp[name] = ingest(tmp_path, Section(name, file, 0.0))
+    assert all(found.sharpness for found in sharp.values())
+    assert sharp["pale"].sharpness == pytest.approx(sharp["a"].sharpness, rel=0.1)
+    assert sharp["soft"].sharpness < 0.6 * sharp["a"].sharpness  # type: ignore[operator]
+    assert sharp["pale"].mean_density == pytest.approx(0.5 * sharp["a"].mean_density, rel=0.1)  # type: ignore[operator]
+    assert sharp["a"].white_balance == pytest.approx((1, 1, 1), abs=0.01)
+
+
+def test_manifests_from_before_the_measures_are_read(tmp_path: Path) -> None:
+    ingest(tmp_path, Section("a", write_slide(tmp_path / "a.tif", slide_pixels()), 0.0))
+    path = tmp_path / "ingest" / "a" / "manifest.json"
+    record = json.loads(path.read_text())
+    for name in ("sharpness", "soft_share", "mean_density", "saturation", "dynamic_range", "white_balance", "background_drift"):
+        del record[name]
+    path.write_text(json.dumps(record))
+    assert read_manifest(path).sharpness is None
+
+
 def test_settings_equal_their_schema(checkout: Path) -> None:
     schema = yaml.safe_load((checkout / "config" / "schema" / "ingest.yaml").read_text())
     defaults = {name: entry["default"] for name, entry in schema["properties"].items()}
     assert defaults == asdict(IngestSettings())
     assert schema["additionalProperties"] is False
     assert all(entry["description"] for entry in schema["properties"].values())
+    assert schema["properties"]["reading_order"]["enum"] == list(READING_ORDERS)
     assert schema["properties"]["codec"]["enum"] == list(omezarr.CODECS)

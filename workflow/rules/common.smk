@@ -303,6 +303,7 @@ def results():
         "evaluation/sections.tsv",
         "evaluation/landmarks.tsv",
         "report/index.html",
+        "report/sections.html",
         "provenance.json",
     ]
 

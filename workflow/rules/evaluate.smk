@@ -48,6 +48,7 @@ rule report:
         evaluation=["evaluation/metrics.json", "evaluation/sections.tsv", "evaluation/landmarks.tsv"],
     output:
         report="report/index.html",
+        sheets="report/sections.html",
     params:
         study=lambda w: STUDY.name,
         sections=rows(),
@@ -82,6 +83,7 @@ rule provenance:
             "evaluation/metrics.json",
             "evaluation/sections.tsv",
             "report/index.html",
+            "report/sections.html",
         ],
     output:
         provenance="provenance.json",

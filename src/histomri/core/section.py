@@ -8,6 +8,7 @@ from pathlib import Path
 STATUSES = ("ok", "damaged", "missing", "excluded")
 FLIPS = ("auto", "none", "horizontal")
 MIRRORS = ("no", "yes", "auto")
+READING_ORDERS = ("row-major", "row-major-rtl", "column-major", "column-major-rtl", "snake", "snake-rtl")
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,8 @@ class Section:
     """One section of tissue: a row of ``sections.tsv``.
 
     ``position_mm`` lies along the cutting axis; ``pixel_size_mm`` is None where the file's own applies;
-    ``region`` is (x, y, width, height) in level-0 pixels of the slide, None for the whole slide.
+    ``region`` is (x, y, width, height) in level-0 pixels of the slide, None for the whole slide; ``auto_region`` is (k, n) for
+    the k-th of n sections on the slide, to be found when it is ingested.
     ``extra`` carries the sheet's unknown columns.
     """
 
@@ -27,6 +29,7 @@ class Section:
     thickness_mm: float | None = None
     pixel_size_mm: float | None = None
     region: tuple[int, int, int, int] | None = None
+    auto_region: tuple[int, int] | None = None
     channel: str | None = None
     status: str = "ok"
     flip: str = "auto"

@@ -33,7 +33,8 @@ class Evidence:
 
     ``sheet_status`` and ``ingest_status`` are the words of the sections' sheet and of ingest's manifest; ``density`` is
     the median staining of the tissue and ``background`` the brightness of the glass (1 = white); ``folding`` is the
-    folded share of the tissue and ``strain`` how much its deformation changes areas; ``remarks`` are flags of earlier stages.
+    folded share of the tissue and ``strain`` how much its deformation changes areas; ``sharpness``, ``soft_share`` (of its
+    tiles) and ``saturation`` are ingest's measures; ``remarks`` are flags of earlier stages.
     """
 
     section: str
@@ -50,6 +51,9 @@ class Evidence:
     folding: float = 0.0
     strain: float = NAN
     neighbours: NeighbourEvidence = field(default_factory=NeighbourEvidence)
+    sharpness: float = NAN
+    soft_share: float = NAN
+    saturation: float = NAN
     parts: TransformParts | None = None
     remarks: tuple[str, ...] = ()
 
@@ -68,11 +72,17 @@ class Thresholds:
     min_extra: float = 0.04
     min_blotch: float = 0.08
     min_stain_change: float = 0.25
+    min_blur: float = 0.2
 
     @property
     def log_stain_change(self) -> float:
         """``min_stain_change`` as a difference of logarithms."""
         return float(np.log1p(self.min_stain_change))
+
+    @property
+    def log_blur(self) -> float:
+        """``min_blur``, a share of the sharpness that is lost, as a difference of logarithms."""
+        return float(-np.log(1 - self.min_blur))
 
 
 @dataclass(frozen=True)
@@ -186,6 +196,34 @@ _RULES = (
         0.01,
         0.05,
         "its glass is darker than its peers' ({value:.2f}, peers {peers:.2f})",
+        same_stain=True,
+    ),
+    _OutlierRule(
+        "focus",
+        lambda e: _log(e.sharpness),
+        -1,
+        0.05,
+        "log_blur",
+        "less sharp than its peers (ratio {ratio:.2f}): out of focus",
+        same_stain=True,
+        strictness=0.5,
+    ),
+    _OutlierRule(
+        "focus",
+        lambda e: e.soft_share,
+        1,
+        0.04,
+        0.2,
+        "{value:.0%} of its tissue is out of focus (peers {peers:.0%})",
+        same_stain=True,
+    ),
+    _OutlierRule(
+        "colour",
+        lambda e: _log(e.saturation),
+        -1,
+        0.05,
+        0.4,
+        "less coloured than its peers (ratio {ratio:.2f})",
         same_stain=True,
     ),
     _OutlierRule("scale", _log_size, 1, 0.015, 0.06, "larger than its peers (ratio {ratio:.2f})"),

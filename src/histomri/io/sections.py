@@ -52,7 +52,9 @@ class SectionManifest:
     ``background`` is per channel, in pixel values; ``inverted`` is True where tissue is brighter than it. The tissue label
     starts at level ``tissue_level`` of the image and has ``tissue_levels`` levels of its own. ``dropped`` names the images and
     ``dropped_metadata`` the private fields of the file's metadata that were left behind, ``kept`` those that the config asked
-    for. ``registration_channel`` is what registration sees: ``mean``, one of the stains, or one of the channels.
+    for. ``registration_channel`` is what registration sees: ``mean``, one of the stains, or one of the channels. ``sharpness`` to
+    ``dynamic_range`` are defined in :mod:`histomri.kernels.focus` (None where they cannot be told); ``background_drift`` is how
+    much the glass varies smoothly over the slide, in optical density.
     """
 
     section: str
@@ -77,6 +79,13 @@ class SectionManifest:
     kept: tuple[str, ...] = ()
     stains: StainRecord | None = None
     registration_channel: str = "mean"
+    sharpness: float | None = None
+    soft_share: float | None = None
+    mean_density: float | None = None
+    saturation: float | None = None
+    dynamic_range: float | None = None
+    white_balance: tuple[float, ...] = ()
+    background_drift: float = 0.0
 
     @property
     def grid(self) -> Grid:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -92,8 +92,19 @@ def parse_sections(path: Path, section_spacing_mm: float | None = None) -> Parse
         _reject_missing_spacing(rows, section_spacing_mm)
         _reject_repeats(rows, "section", [s.id for s in sections])
         _reject_shared_positions(rows, sections)
+        _reject_shared_places(rows, sections)
 
-    return _parse(path, ("section", "file"), lambda cells: _section(cells, section_spacing_mm), check)
+    parsed = _parse(path, ("section", "file"), lambda cells: _section(cells, section_spacing_mm), check)
+    return replace(parsed, items=_counted(parsed.items))
+
+
+def _counted(sections: Sequence[Section]) -> tuple[Section, ...]:
+    """The sections with ``auto:K`` told how many lie on their slide: the largest K or N that its rows name."""
+    most: dict[Path | None, int] = {}
+    for section in sections:
+        if section.auto_region:
+            most[section.file] = max(most.get(section.file, 1), *section.auto_region)
+    return tuple(replace(s, auto_region=(s.auto_region[0], most[s.file])) if s.auto_region else s for s in sections)
 
 
 def parse_blocks(path: Path) -> Parsed[Block]:
@@ -137,7 +148,8 @@ def section_to_dict(section: Section) -> dict[str, Any]:
 def section_from_dict(values: dict[str, Any]) -> Section:
     """The inverse of :func:`section_to_dict`."""
     region = values.get("region")
-    fields = {**values, "region": tuple(region) if region is not None else None}
+    auto = values.get("auto_region")
+    fields = {**values, "region": tuple(region) if region else None, "auto_region": tuple(auto) if auto else None}
     return Section(**_with_paths(fields, ("file", "blockface")))
 
 
@@ -175,6 +187,7 @@ def _section(cells: Cells, section_spacing_mm: float | None) -> Section:
         thickness_mm=cells.number("thickness_mm", positive=True),
         pixel_size_mm=cells.number("pixel_size_mm", positive=True),
         region=cells.region("region"),
+        auto_region=cells.auto_region("region"),
         channel=cells.text("channel") or None,
         status=status,
         flip=cells.choice("flip", FLIPS, "auto"),
@@ -238,6 +251,17 @@ def _reject_repeats(rows: Sequence[Cells], column: str, keys: Sequence[object]) 
         if number != cells.row.number and cells.text(column):
             what = f"{cells.text(column)!r} stands in row {number} already"
             cells.reject(column, what, "give each its own name, or remove one of the rows")
+
+
+def _reject_shared_places(rows: Sequence[Cells], sections: Sequence[Section]) -> None:
+    """One place on a slide cannot hold two sections."""
+    first: dict[object, int] = {}
+    for cells, section in zip(rows, sections, strict=True):
+        if section.auto_region:
+            number = first.setdefault((section.file, section.channel, section.auto_region[0]), cells.row.number)
+            if number != cells.row.number:
+                what = f"{cells.text('region')!r} of this slide stands in row {number} already"
+                cells.reject("region", what, "number the sections of a slide auto:1, auto:2, ... in reading order")
 
 
 def _reject_shared_positions(rows: Sequence[Cells], sections: Sequence[Section]) -> None:

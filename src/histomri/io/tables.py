@@ -159,9 +159,9 @@ class Cells:
         return absolute(value, self.path.parent) if value else None
 
     def region(self, column: str) -> tuple[int, int, int, int] | None:
-        """``x,y,width,height`` in pixels, None where the cell is empty."""
+        """``x,y,width,height`` in pixels, None where the cell is empty or says ``auto``."""
         value = self.text(column)
-        if not value:
+        if not value or value.startswith("auto"):
             return None
         parts = value.split(",")
         if len(parts) == 4 and all(re.fullmatch(r"\s*-?\d+\s*", p) for p in parts):
@@ -170,4 +170,18 @@ class Cells:
                 return x, y, width, height
         what = f"x,y,width,height in level-0 pixels were expected (whole numbers, width and height at least 1), found {value!r}"
         self.reject(column, what, "write for example 0,1200,20000,18000, or leave it empty for the whole slide")
+        return None
+
+    def auto_region(self, column: str) -> tuple[int, int] | None:
+        """(k, n) of ``auto``, ``auto:k`` or ``auto:k/n``: the k-th of n sections on the slide, n = 0 where it is not said."""
+        value = self.text(column)
+        if not value.startswith("auto"):
+            return None
+        found = re.fullmatch(r"auto(?::(\d+)(?:/(\d+))?)?", value)
+        if found:
+            k, n = int(found[1] or 1), int(found[2] or 0)
+            if k >= 1 and (found[2] is None or n >= k):
+                return k, n
+        what = f"auto, auto:K or auto:K/N (the K-th of N sections on the slide) was expected, found {value!r}"
+        self.reject(column, what, "write for example auto:2/6, or give the region as x,y,width,height")
         return None

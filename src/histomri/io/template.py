@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from histomri.core import InputError
@@ -26,15 +26,21 @@ BLOCK_COLUMNS = ("block", "mri", "mri_mask", "blockface_pixel_size_mm", "mirror"
 
 @dataclass(frozen=True)
 class FoundSlide:
-    """A slide file, and whether it states its pixel size; ``problem`` says why it could not be opened."""
+    """A slide file, and whether it states its pixel size; ``problem`` says why it could not be opened.
+
+    ``region`` is that of one of several sections on it, as the sheet writes it.
+    """
 
     path: Path
     has_pixel_size: bool
     problem: str = ""
+    region: str = ""
 
 
-def write_study(folder: Path, slides: Path | None) -> list[FoundSlide]:
+def write_study(folder: Path, slides: Path | None, per_slide: int | None = None, order: str = "row-major") -> list[FoundSlide]:
     """Write ``config.yaml``, ``sections.tsv`` and ``blocks.tsv`` into ``folder``, and return the slides they name.
+
+    With ``per_slide`` the sections on each slide are found, and each is returned with its region, in the reading ``order``.
 
     Raises
     ------
@@ -48,6 +54,8 @@ def write_study(folder: Path, slides: Path | None) -> list[FoundSlide]:
     if there:
         raise InputError(*there)
     found = find_slides(slides) if slides else []
+    if per_slide is not None:
+        found = [part for slide in found for part in parts_of(slide, per_slide, order)]
     folder.mkdir(parents=True, exist_ok=True)
     texts = (
         _config(folder.resolve().name, found),
@@ -70,6 +78,20 @@ def find_slides(folder: Path) -> list[FoundSlide]:
         return list(pool.map(_look, sorted(paths, key=lambda p: _natural(str(p.relative_to(folder))))))
 
 
+def parts_of(slide: FoundSlide, count: int, order: str) -> list[FoundSlide]:
+    """One entry per section on a slide; a slide on which they are not found stays, with ``auto:K/N`` and the problem in words."""
+    from histomri.io.regions import find_sections
+
+    if slide.problem:
+        return [slide]
+    try:
+        regions = [",".join(map(str, part.region)) for part in find_sections(slide.path, count, order)]
+    except InputError as error:
+        words = "; ".join(p.what for p in error.problems)
+        return [replace(slide, region=f"auto:{k}/{count}", problem=words if k == 1 else "") for k in range(1, count + 1)]
+    return [replace(slide, region=region) for region in regions]
+
+
 def _natural(text: str) -> list[tuple[int, str]]:
     """Sort key: digits by their value, everything else by its letters."""
     return [(int(part), "") if part.isdigit() else (-1, part.lower()) for part in re.split(r"(\d+)", text) if part]
@@ -85,9 +107,14 @@ def _look(path: Path) -> FoundSlide:
 
 
 def section_ids(paths: Sequence[Path]) -> list[str]:
-    """A unique id for each file, from its name; where names repeat, its folder's name stands before it."""
-    stems = [_clean(p.name.split(".")[0] or p.stem) for p in paths]
-    longer = [_clean(f"{p.parent.name}_{s}") if stems.count(s) > 1 else s for p, s in zip(paths, stems, strict=True)]
+    """A unique id for each file, from its name; where names of files repeat, its folder's name stands before it.
+
+    A file that is there several times (sections on one slide) is numbered.
+    """
+    files = list(dict.fromkeys(paths))
+    stems = {p: _clean(p.name.split(".")[0] or p.stem) for p in files}
+    shared = [s for s in stems.values() if list(stems.values()).count(s) > 1]
+    longer = [_clean(f"{p.parent.name}_{stems[p]}") if stems[p] in shared else stems[p] for p in paths]
     return [f"{name}_{longer[:i].count(name) + 1}" if longer.count(name) > 1 else name for i, name in enumerate(longer)]
 
 
@@ -99,7 +126,7 @@ def _clean(text: str) -> str:
 def _sections(found: Sequence[FoundSlide], folder: Path) -> str:
     ids = section_ids([slide.path for slide in found])
     rows = [
-        (name, _written(slide.path, folder), "block", str(i), "histology", "", "", "", "", "", "auto", "")
+        (name, _written(slide.path, folder), "block", str(i), "histology", "", "", slide.region, "", "", "auto", "")
         for i, (name, slide) in enumerate(zip(ids, found, strict=True), 1)
     ]
     return _sheet(SECTION_COLUMNS, rows)

@@ -14,16 +14,29 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Bool = NDArray[np.bool_]
-Float32 = NDArray[np.float32]
+from histomri.kernels.glass import (
+    DARK_MEDIAN,
+    contrast,
+    density_over,
+    drift_of_glass,
+    estimate_background,
+    is_dark_slide,
+    local_background,
+)
+from histomri.kernels.ink import find_ink, without_ink
+from histomri.kernels.pieces import Bool, Float32, blurred, fill_holes, grown, medians, opened, pieces_of, strongest
 
-BINS = 256
-PEAK_SHARE = 0.1
-DARK_MEDIAN = 0.35
+__all__ = ["DARK_MEDIAN", "Tissue", "TissueParameters", "find_tissue", "full_range_of", "tissue_bright"]
+
 SOLID = 3.0
-MIN_RING_PX = 100
 SMALLEST_PX = 12
-RING_HOLE = 0.15
+FAINT = 4.0
+PALEST = 0.004
+MATTERS = 0.75
+MIN_GLASS_PX = 100
+NEAR_BORDER = 0.06
+DARKEST_GLASS = 0.08
+SMALL_HOLE = 1.5
 
 
 @dataclass(frozen=True)
@@ -33,7 +46,9 @@ class TissueParameters:
     ``min_contrast`` applies to bright, ``min_contrast_dark`` to dark backgrounds; ``blur_px`` and ``open_px`` hold at 300
     working pixels along the long side and grow with it; ``min_share`` is the smallest piece kept, as a share of the
     largest; ``max_hole`` the largest hole filled, as a share of all tissue; ``ink_contrast`` and ``ink_share`` say what near the
-    border of the image is ink: darker than the one and smaller, as a share of the image, than the other.
+    border of the image is ink: darker than the one and smaller, as a share of the image, than the other; islands are pieces of at
+    least ``island_share`` of the largest one's area within ``island_reach`` (of the long side) of the large ones; pixels at the
+    edge with less than ``edge_share`` of the signal inside of it are glass.
     """
 
     min_contrast: float = 0.02
@@ -44,6 +59,9 @@ class TissueParameters:
     max_hole: float = 0.3
     ink_contrast: float = 0.35
     ink_share: float = 0.015
+    island_share: float = 0.002
+    island_reach: float = 0.1
+    edge_share: float = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,54 +71,12 @@ class Tissue:
     mask: Bool
     background: tuple[float, ...]
     inverted: bool
-
-
-def grey_histogram(grey: Float32) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Smoothed histogram over the 0.1 to 99.9 percent range of a grey image, and the centres of its bins."""
-    low, high = (float(v) for v in np.percentile(grey, (0.1, 99.9)))
-    counts, edges = np.histogram(np.clip(grey, low, high), bins=BINS, range=(low, max(high, low + max(1e-3, 1e-3 * abs(low)))))
-    smooth = np.convolve(np.pad(counts.astype(float), 2, mode="symmetric"), np.array([1, 4, 6, 4, 1]) / 16, mode="valid")
-    return smooth, (edges[:-1] + edges[1:]) / 2
-
-
-def is_dark_slide(grey: Float32, full_range: float) -> bool:
-    """Whether tissue is bright on dark: most of the image and of its rim lie low in its range and in the pixel type's.
-
-    ``full_range`` is the largest value of the pixel type. 12-bit cameras fill little of a 16-bit type, so there the image's
-    own bright end counts.
-    """
-    low, middle, high = (float(v) for v in np.percentile(grey, (1, 50, 99.5)))
-    rim = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    if high - low < 1e-6:
-        return False
-    rim_level = (float(np.median(rim)) - low) / (high - low)
-    is_low = (middle - low) / (high - low) < DARK_MEDIAN and rim_level < 0.5
-    return is_low and middle < 0.4 * (full_range if full_range <= 255 else max(high, 0.05 * full_range))
+    drift: float = 0.0
 
 
 def full_range_of(pixels: NDArray[Any]) -> float:
     """Largest value of the pixel type; of float pixels the largest that there is."""
     return float(pixels.max()) if pixels.dtype.kind == "f" else float(np.iinfo(pixels.dtype).max)
-
-
-def estimate_background(pixels: NDArray[Any], inverted: bool) -> tuple[float, ...]:
-    """Background per channel of (y, x, c) pixels: the median colour at the outermost prominent peak of the grey values."""
-    grey = pixels.mean(axis=-1, dtype=np.float32)
-    counts, centres = grey_histogram(grey)
-    inner = np.pad(counts, 1)
-    peaks = (inner[1:-1] >= inner[:-2]) & (inner[1:-1] >= inner[2:]) & (counts >= PEAK_SHARE * counts.max())
-    found = np.flatnonzero(peaks)
-    peak = centres[found[0] if inverted else found[-1]]
-    near = np.abs(grey - peak) <= 2 * max(centres[1] - centres[0], 1e-6)
-    chosen = pixels[near] if near.any() else pixels.reshape(-1, pixels.shape[-1])
-    return tuple(float(v) for v in np.median(chosen, axis=0))
-
-
-def contrast(pixels: NDArray[Any], background: tuple[float, ...], inverted: bool) -> Float32:
-    """``log10((background + 1) / (I + 1))``, its negative on dark slides, (y, x): the largest over the channels."""
-    density = np.log10((np.maximum(np.asarray(background, np.float32), 0) + 1) / (np.maximum(pixels, 0).astype(np.float32) + 1))
-    peak: Float32 = (-density if inverted else density).max(axis=-1)
-    return peak
 
 
 def tissue_bright(pixels: NDArray[Any], background: tuple[float, ...], inverted: bool, full_range: float) -> Float32:
@@ -115,50 +91,15 @@ def tissue_bright(pixels: NDArray[Any], background: tuple[float, ...], inverted:
     return bright
 
 
-def disk(radius: int) -> NDArray[np.uint8]:
-    """A round structuring element of ``2 radius + 1`` pixels."""
-    return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1)), np.uint8)
-
-
-def opened(mask: Bool, radius: int) -> Bool:
-    """Morphological opening with a disk; outside the image counts as background."""
-    pad = radius + 1
-    framed = np.pad(mask.astype(np.uint8), pad)
-    return np.asarray(cv2.morphologyEx(framed, cv2.MORPH_OPEN, disk(radius))[pad:-pad, pad:-pad], bool)
-
-
-def fill_holes(mask: Bool, largest_px: float) -> Bool:
-    """Fill holes of at most ``largest_px`` pixels that do not touch the border of the image."""
-    height, width = mask.shape
-    _, labels, stats, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
-    x, y, w, h, area = stats.T
-    inside = (x > 0) & (y > 0) & (x + w < width) & (y + h < height) & (area <= largest_px)
-    inside[0] = False
-    return np.asarray(mask | inside[labels], bool)
-
-
 def without_lines(mask: Bool, radius: int) -> Bool:
     """Drop the pieces that are thin everywhere and fill little of their bounding box: slide edges, scratches, loose strokes."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     depth = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
     thickest = strongest(depth, labels, count)
-    thin = (stats[:, 4] < 0.12 * stats[:, 2] * stats[:, 3]) & (thickest <= 2 * radius + 0.5)
+    is_long = stats[:, 2:4].max(axis=1) > 20 * thickest
+    thin = ((stats[:, 4] < 0.12 * stats[:, 2] * stats[:, 3]) | is_long) & (thickest <= 2 * radius + 0.5)
     thin[0] = True
     return np.asarray(~thin[labels], bool)
-
-
-def strongest(values: NDArray[Any], labels: NDArray[Any], count: int) -> Float32:
-    """Largest value of each label, (count,), at least 0."""
-    largest = np.zeros(count, np.float32)
-    np.maximum.at(largest, labels.ravel().astype(np.intp), values.ravel())
-    return largest
-
-
-def medians(values: NDArray[Any], labels: NDArray[Any], count: int) -> NDArray[np.float64]:
-    """Median of the values of each label, (count,); NaN for a label without pixels."""
-    order = np.argsort(labels, axis=None, kind="stable")
-    ends = np.cumsum(np.bincount(labels.ravel(), minlength=count))[:-1]
-    return np.array([np.median(part) if part.size else np.nan for part in np.split(values.ravel()[order], ends)])
 
 
 def without_ink_and_rims(mask: Bool, signal: Float32, parameters: TissueParameters) -> Bool:
@@ -173,7 +114,7 @@ def without_ink_and_rims(mask: Bool, signal: Float32, parameters: TissueParamete
     on_rim = np.bincount(labels[rim], minlength=count)
     strength = medians(signal, labels, count)
     ink_area = max(parameters.ink_share * height * width, 40)
-    ink = (gap <= 0.06 * max(height, width)) & (area < ink_area) & (strength > parameters.ink_contrast)
+    ink = (gap <= NEAR_BORDER * max(height, width)) & (area < ink_area) & (strength > parameters.ink_contrast)
     # a word cut off by the border of a tiny image, blurred into its own halo
     ink |= (gap <= 1) & (area < 0.05 * height * width) & (strongest(signal, labels, count) > 2 * parameters.ink_contrast)
     area[ink] = 0
@@ -183,33 +124,37 @@ def without_ink_and_rims(mask: Bool, signal: Float32, parameters: TissueParamete
     return np.asarray(keep[labels], bool)
 
 
-def largest_pieces(mask: Bool, min_share: float) -> Bool:
-    """The pieces of at least ``min_share`` of the largest one's area, and of a dozen pixels."""
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+def tissue_pieces(mask: Bool, signal: Float32, tinted: Bool, limits: TissueParameters) -> Bool:
+    """The large pieces, and the islands near them that are stained and ``tinted`` as they are (dust is grey).
+
+    In a grey image an island looks as debris does, and goes with it.
+    """
+    labels, stats = pieces_of(mask, 4)
     area = stats[:, 4].copy()
     area[0] = 0
-    return np.asarray(((area >= min_share * area.max()) & (area >= SMALLEST_PX))[labels], bool)
+    large = (area >= limits.min_share * area.max()) & (area >= SMALLEST_PX)
+    if not large.any():
+        return np.zeros_like(mask)
+    low, high = np.percentile(signal[large[labels]], (10, 90))
+    strength = medians(signal, labels, len(stats))
+    reach = limits.island_reach * max(mask.shape)
+    near = strongest((cv2.distanceTransform((~large[labels]).astype(np.uint8), cv2.DIST_L2, 5) <= reach), labels, len(stats)) > 0
+    island = (area >= limits.island_share * area.max()) & (area >= SMALLEST_PX) & near
+    island &= (strength > 0.7 * low) & (strength < 1.2 * high)
+    island &= np.bincount(labels.ravel(), tinted.ravel(), len(stats)) > 0.5 * area
+    return np.asarray((large | island)[labels], bool)
 
 
-def local_background(pixels: NDArray[Any], signal: Float32, inverted: bool, solid_contrast: float) -> tuple[float, ...] | None:
-    """Colour of the glass in a ring of 5 % of the long side around what is surely tissue; None where there is no such ring.
+def without_rim(mask: Bool, signal: Float32, share: float, scale: float) -> Bool:
+    """The mask without the rim of glass that blur and a low threshold add: at its edge, what holds less tissue than ``share``.
 
-    The glass is a little darker than the light beside the slide, which the histogram's outermost peak may stand for. The
-    upper quartile (lower on dark slides) keeps pale tissue in the ring from passing for glass.
+    The tissue's own signal is taken from inside of the edge, so that pale tissue keeps its edge.
     """
-    solid = opened(signal > solid_contrast, 1)
-    solid = fill_holes(solid, RING_HOLE * solid.sum())
-    reach = max(3, round(0.05 * max(solid.shape)))
-    ring = grown(solid, reach) & ~grown(solid, 1)
-    ring &= signal < solid_contrast
-    return (
-        tuple(float(v) for v in np.percentile(pixels[ring], 25 if inverted else 75, axis=0)) if ring.sum() > MIN_RING_PX else None
-    )
-
-
-def grown(mask: Bool, margin: int) -> Bool:
-    """The mask grown by ``margin`` pixels."""
-    return np.asarray(cv2.dilate(mask.astype(np.uint8), disk(margin)), bool)
+    depth = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    inner = (depth > 2 * scale).astype(np.float32)
+    sigma = 2.0 * scale
+    level = blurred(signal * inner, sigma) / np.maximum(blurred(inner, sigma), 1e-3)
+    return np.asarray(mask & ~((depth <= 2 * scale) & (signal < share * level)), bool)
 
 
 def find_tissue(pixels: NDArray[Any], parameters: TissueParameters | None = None) -> Tissue:
@@ -226,22 +171,92 @@ def find_tissue(pixels: NDArray[Any], parameters: TissueParameters | None = None
     background = estimate_background(pixels, inverted)
     signal = blurred(contrast(pixels, background, inverted), blur)
     background = local_background(pixels, signal, inverted, SOLID * least) or background
-    signal = blurred(contrast(pixels, background, inverted), blur)
-    mask = clean(signal > least, signal, limits)
-    return Tissue(mask, background, inverted)
+    density = density_over(pixels, background, inverted)
+    signal = blurred(density.max(axis=-1), blur)
+    if inverted:
+        return Tissue(clean(signal > least, signal, np.zeros_like(signal, bool), limits), background, inverted)
+    textured, tinted = looks_alive(density, signal > least, scale)
+    drift = drift_of_glass(density, least, textured | tinted)
+    if np.ptp(drift.mean(axis=-1)) > MATTERS * least:
+        density -= drift
+        signal = blurred(density.max(axis=-1), blur)
+    raw = (signal > least) | faint_tissue(density, textured, tinted, signal > least, scale)
+    raw &= ~other_glass(raw & (signal < DARKEST_GLASS) & ~(textured | tinted), scale)
+    if density.shape[-1] == 3:
+        raw = without_ink(raw, find_ink(density, raw, tinted))
+    return Tissue(clean(raw, signal, tinted, limits), background, inverted, float(np.ptp(drift.mean(axis=-1))))
 
 
-def blurred(signal: Float32, sigma_px: float) -> Float32:
-    """Gaussian smoothing."""
-    return np.asarray(cv2.GaussianBlur(signal, (0, 0), sigma_px), np.float32)
+def spread(values: Float32, sigma_px: float) -> Float32:
+    """Root of the local mean square of what is finer than 1.5 pixels, (y, x)."""
+    fine = values - blurred(values, 1.5)
+    return np.asarray(np.sqrt(blurred(fine * fine, sigma_px)), np.float32)
 
 
-def clean(mask: Bool, signal: Float32, limits: TissueParameters) -> Bool:
+def looks_alive(density: Float32, sure: Bool, scale: float) -> tuple[Bool, Bool]:
+    """Where the image is textured, and where it is tinted as its tissue, by several times what the glass is, however pale.
+
+    Two bool (y, x). ``density`` is the optical density (y, x, c) over the glass, ``sure`` what stands out by itself. Nothing
+    where there is hardly any glass or tissue; a grey image has no tint.
+    """
+    grey, glass, solid = density.mean(axis=-1), ~grown(sure, round(4 * scale)), opened(sure, round(2 * scale))
+    if min(glass.sum(), solid.sum()) < MIN_GLASS_PX:
+        return np.zeros_like(sure), np.zeros_like(sure)
+    texture = spread(grey, 2.0 * scale)
+    tints = np.stack([blurred(np.ascontiguousarray(density[..., c] - grey), scale) for c in range(density.shape[-1])], axis=-1)
+    own = tints[solid].mean(axis=0)
+    tint = tints @ (own / max(float(np.linalg.norm(own)), 1e-6))
+    noise = float(np.median(np.linalg.norm(tints[glass], axis=-1)))
+    textured = texture > max(0.0025, FAINT * float(np.median(texture[glass])))
+    return np.asarray(textured, bool), np.asarray(tint > max(0.005, FAINT * noise), bool)
+
+
+def faint_tissue(density: Float32, textured: Bool, tinted: Bool, sure: Bool, scale: float) -> Bool:
+    """Pale tissue beyond the sure, bool (y, x): tinted or textured, and darker than the glass at all.
+
+    Texture and tint reach a little beyond sure tissue, so only what is wider than that speaks for itself. Near the border of
+    the image dirt is textured too.
+    """
+    dark = blurred(density.mean(axis=-1), scale) > PALEST
+    reach = round(3 * scale)
+    beyond = ~grown(opened(sure, round(2 * scale)), reach)
+    core = opened(tinted & dark & beyond, reach) | away_from_border(opened(textured & dark & beyond, reach))
+    return np.asarray(grown(core, reach + 1) & (textured | tinted) & dark & ~sure, bool)
+
+
+def other_glass(bare: Bool, scale: float) -> Bool:
+    """Glass of another level, bool (y, x): of ``bare`` (pale, grey and smooth) what is wide and reaches the border of the image.
+
+    So lies what is beyond the edge of the coverslip, of the mounting medium or of the slide.
+    """
+    labels, stats = pieces_of(opened(bare, round(4 * scale)))
+    x, y, w, h, _ = stats.T
+    at_border = (np.minimum(x, y) <= 1) | (x + w >= bare.shape[1] - 1) | (y + h >= bare.shape[0] - 1)
+    at_border[0] = False
+    return grown(np.asarray(at_border[labels], bool), round(4 * scale)) & (bare | grown(np.asarray(at_border[labels], bool), 2))
+
+
+def away_from_border(mask: Bool) -> Bool:
+    """The pieces of a mask that keep a distance of 6 % of the long side from the border of the image."""
+    labels, stats = pieces_of(mask)
+    x, y, w, h, _ = stats.T
+    gap = np.minimum.reduce([x, y, mask.shape[1] - x - w, mask.shape[0] - y - h])
+    keep = gap > NEAR_BORDER * max(mask.shape)
+    keep[0] = False
+    return np.asarray(keep[labels], bool)
+
+
+def clean(mask: Bool, signal: Float32, tinted: Bool, limits: TissueParameters) -> Bool:
     """The pieces of a raw mask that are tissue: without lines, ink, strips along the border and crumbs, its holes filled."""
     scale = max(1.0, max(mask.shape) / 300)
     radius = round(min(limits.open_px * scale, max(1, min(mask.shape) // 40)))
     mask = without_lines(mask, radius)
     largest_hole = limits.max_hole * float(mask.sum())
-    mask = opened(fill_holes(mask, largest_hole), radius)
+    # in a grey image what only something thin encloses (a bubble's rim, a sulcus nearly closed) is no hole of the tissue; in a
+    # coloured one rims are gone by now
+    closed = largest_hole if tinted.any() else min(largest_hole, (SMALL_HOLE * radius) ** 2)
+    mask = opened(fill_holes(mask, closed), radius)
+    mask = fill_holes(mask, largest_hole)
     mask = without_ink_and_rims(mask, signal, limits)
-    return fill_holes(largest_pieces(mask, limits.min_share), largest_hole)
+    mask = fill_holes(tissue_pieces(mask, signal, tinted, limits), largest_hole)
+    return without_rim(mask, signal, limits.edge_share, scale)

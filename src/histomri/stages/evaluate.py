@@ -139,11 +139,22 @@ def _background(manifest: SectionManifest) -> float:
     return float(np.mean(manifest.background)) / float(np.iinfo(kind).max)
 
 
+def _known(value: float | None) -> float:
+    """NaN for what could not be measured."""
+    return NAN if value is None else value
+
+
 def _evidence(s: Section, block: PlacedBlock, manifest: SectionManifest | None, measures: SectionMeasures | None) -> Evidence:
     placement = block.placements.sections.get(s.id)
     base = Evidence(s.id, s.stain, s.status, manifest.status if manifest else "ok", placed=False)
     if manifest is not None:
-        base = dataclasses.replace(base, background=_background(manifest) if manifest.is_usable else NAN)
+        base = dataclasses.replace(
+            base,
+            background=_background(manifest) if manifest.is_usable else NAN,
+            sharpness=_known(manifest.sharpness),
+            soft_share=_known(manifest.soft_share),
+            saturation=_known(manifest.saturation),
+        )
     if placement is None:
         return base
     base = dataclasses.replace(base, remarks=placement.flags, placed=placement.is_placed, confidence=placement.confidence)
@@ -193,6 +204,9 @@ def _section_row(s: Section, e: Evidence, flags: tuple[Flag, ...], manifest: Sec
         "blotch": near.blotch,
         "density": e.density,
         "background": e.background,
+        "sharpness": e.sharpness,
+        "soft_share": e.soft_share,
+        "saturation": e.saturation,
         "rotation_deg": parts.rotation_deg if parts else NAN,
         "scale_x": parts.scale_x if parts else NAN,
         "scale_y": parts.scale_y if parts else NAN,

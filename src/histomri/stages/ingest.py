@@ -20,7 +20,8 @@ from histomri.core.errors import HistomriError, Problem
 from histomri.io import omezarr, private, slides
 from histomri.io.publish import content_sha256, remove, whole
 from histomri.io.pyramid import Reading, ReadTile
-from histomri.io.sections import SectionManifest, write_manifest
+from histomri.io.regions import FoundSection, find_sections
+from histomri.io.sections import SectionManifest, open_tissue, write_manifest
 from histomri.io.shards import encoder, room_for
 from histomri.stages.stains import add_stains, check_stains
 
@@ -30,6 +31,7 @@ SAMPLE_PX = 512
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 # beside the manifest, so that the public folder of sections may be given away as it is
 KEPT = "kept"
+QUALITY_TILE_PX, QUALITY_TILES = 64, 200
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class IngestSettings:
     stains: dict[str, Any] = field(default_factory=dict)
     registration_channel: str = "auto"
     keep: list[str] = field(default_factory=list)
+    reading_order: str = "row-major"
 
     def __post_init__(self) -> None:
         check_stains(self.stains)
@@ -125,6 +128,8 @@ def convert(
     opened = slides.open_slide(section.file, section.channel, settings.max_plain_px, settings.focal_plane)
     with opened as slide, unchanged(slide):
         info = slide.info
+        found = found_region(section, settings)
+        section = replace(section, region=found.region) if found else section
         grid = Grid(region_shape(section, info.shape), pixel_size(section, info, pixel_size_mm))
         levels = omezarr.level_count(grid.shape, settings.smallest_level_px)
         spec = omezarr.PyramidSpec(section.id, grid, info.channels, info.dtype, levels)
@@ -147,7 +152,7 @@ def convert(
         flags=(*flags, *info.notes),
         dropped=info.dropped,
     )
-    record = add_tissue(record, settings)
+    record = add_quality(add_tissue(record, settings, found.own if found else None))
     return add_stains(record, section.stain, settings.stains, settings.registration_channel), digests
 
 
@@ -173,8 +178,19 @@ def without_private(record: SectionManifest, section: Section, wanted: Sequence[
     return replace(record, dropped=dropped, dropped_metadata=tuple(f.name for f in left), kept=tuple(kept))
 
 
-def add_tissue(record: SectionManifest, settings: IngestSettings) -> SectionManifest:
-    """Find the tissue on the working level, write it as a label, and measure it."""
+def found_region(section: Section, settings: IngestSettings) -> FoundSection | None:
+    """Where the slide holds a section whose region is ``auto``; None where the sheet says. Raises ``InputError``."""
+    if section.auto_region is None or section.file is None:
+        return None
+    place, count = section.auto_region
+    return find_sections(section.file, count, settings.reading_order, section.channel)[place - 1]
+
+
+def add_tissue(record: SectionManifest, settings: IngestSettings, own: np.ndarray | None = None) -> SectionManifest:
+    """Find the tissue on the working level, write it as a label, and measure it.
+
+    ``own`` is bool over the section's extent, at any spacing: what of the tissue is no neighbour's on the slide.
+    """
     from histomri.kernels.tissue import TissueParameters, find_tissue
 
     fits = [k for k in range(record.levels) if max(record.level_grid(k).shape) <= settings.mask_px]
@@ -187,6 +203,8 @@ def add_tissue(record: SectionManifest, settings: IngestSettings) -> SectionMani
         max_hole=settings.mask_max_hole,
     )
     tissue = find_tissue(np.moveaxis(planes, 0, -1), parameters)
+    if own is not None:
+        tissue = replace(tissue, mask=tissue.mask & nearby(own, tissue.mask.shape))
     fraction = float(tissue.mask.mean())
     is_empty = fraction < settings.min_tissue_fraction
     mask = np.zeros_like(tissue.mask) if is_empty else tissue.mask
@@ -198,6 +216,7 @@ def add_tissue(record: SectionManifest, settings: IngestSettings) -> SectionMani
         record,
         background=tissue.background,
         inverted=tissue.inverted,
+        background_drift=tissue.drift,
         tissue_level=level,
         tissue_levels=len(masks),
         tissue_area_mm2=area,
@@ -205,6 +224,61 @@ def add_tissue(record: SectionManifest, settings: IngestSettings) -> SectionMani
         status="empty" if is_empty else "ok",
         flags=(*record.flags, *tissue_flags(is_empty, fraction, area)),
     )
+
+
+def add_quality(record: SectionManifest) -> SectionManifest:
+    """Measure focus on tiles of level 0, and the stain on the working level; nothing for an empty section."""
+    from histomri.kernels.focus import measure_focus, measure_stain, white_balance
+    from histomri.kernels.glass import density_over
+
+    if not record.is_usable:
+        return record
+    mask = open_tissue(record).data
+    array = omezarr.open_array(record.store, "0")
+
+    def tiles(where: np.ndarray) -> Iterator[np.ndarray]:
+        for y, x in spread_tiles(where, 2**record.tissue_level, record.shape):
+            planes = array[:, y : y + QUALITY_TILE_PX, x : x + QUALITY_TILE_PX]
+            yield density_over(np.moveaxis(planes, 0, -1), record.background, record.inverted).mean(axis=-1)
+
+    focus = measure_focus(tiles(mask), tiles(~grown_mask(mask)))
+    pixels = np.moveaxis(omezarr.open_array(record.store, str(record.tissue_level))[...], 0, -1)
+    stain = measure_stain(density_over(pixels, record.background, record.inverted)[mask])
+    return replace(
+        record,
+        sharpness=focus.sharpness,
+        soft_share=focus.soft_share,
+        mean_density=stain.density,
+        saturation=stain.saturation,
+        dynamic_range=stain.dynamic_range,
+        white_balance=white_balance(record.background),
+    )
+
+
+def grown_mask(mask: np.ndarray) -> np.ndarray:
+    """The tissue and what is within 2 % of the long side of it."""
+    from histomri.kernels.pieces import grown
+
+    return grown(mask, max(2, round(0.02 * max(mask.shape))))
+
+
+def spread_tiles(where: np.ndarray, factor: int, shape: tuple[int, int]) -> list[tuple[int, int]]:
+    """Level-0 corners (y, x) of at most ``QUALITY_TILES`` tiles that lie in ``where`` (``factor`` coarser), evenly chosen."""
+    side = QUALITY_TILE_PX
+    corners = [(y, x) for y in range(0, shape[0] - side + 1, side) for x in range(0, shape[1] - side + 1, side)]
+    inside = [(y, x) for y, x in corners if where[y // factor : (y + side) // factor, x // factor : (x + side) // factor].all()]
+    # by the golden ratio: spread over rows and columns alike, whatever the shape
+    chosen = sorted(range(len(inside)), key=lambda k: (k * 0.6180339887) % 1.0)[:QUALITY_TILES]
+    return [inside[k] for k in sorted(chosen)]
+
+
+def nearby(own: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A section's own tissue on another grid of the same extent, grown a little: it was seen more coarsely."""
+    import cv2
+
+    size = cv2.resize(own.astype(np.uint8), shape[::-1], interpolation=cv2.INTER_NEAREST)
+    reach = 1 + 2 * math.ceil(max(shape) / max(own.shape))
+    return np.asarray(cv2.dilate(size, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)), bool)
 
 
 def placeholder(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,10 +21,9 @@ from histomri.evaluation.neighbours import PlacedSection
 from histomri.io.atomic import replacing
 from histomri.io.nifti import read_geometry, read_nifti
 from histomri.stages import templates
+from histomri.stages.contact_sheets import thumbnails
 from histomri.stages.evaluation_inputs import PlacedBlock, read_block, read_manifests, read_mri
-
-Rgb = NDArray[np.uint8]
-Mask = NDArray[np.bool_]
+from histomri.stages.pictures import Mask, Rgb, data_address, outline
 
 # orange and blue stay apart for every kind of colour vision
 SECTION_COLOUR, MRI_COLOUR = (255, 159, 28), (76, 201, 240)
@@ -79,7 +77,7 @@ def write_report(
     settings: ReportSettings,
     report: Path,
 ) -> None:
-    """Write ``report/index.html`` from the folder that ``evaluate`` wrote and from what it measured.
+    """Write ``report/index.html`` from the folder that ``evaluate`` wrote, and the contact sheets ``sections.html`` beside it.
 
     ``volumes`` are the manifests of the resampled volumes by (block, stain, grid), the NIfTI file beside each. The page
     loads nothing from anywhere and stays below about ``settings.report_max_mb``.
@@ -108,8 +106,11 @@ def write_report(
             stains=sorted({s.stain for s in sections}),
         )
     )
-    with replacing(report) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    items = thumbnails(rows, known)
+    sheets = _environment().get_template("sections.html").render(study=study, items=items, blocks=len({i.block for i in items}))
+    for path, text in ((report.with_name("sections.html"), sheets), (report, page)):
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -122,6 +123,7 @@ def _environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(templates.FOLDER)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["number"] = _number
+    environment.filters["first_word"] = lambda flag: flag.split(":")[0].replace("_", " ")
     return environment
 
 
@@ -159,20 +161,6 @@ def _resized(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR))
 
 
-def _outline(rgb: Rgb, mask: Mask, colour: tuple[int, int, int]) -> None:
-    """Draw the outline of a mask onto an image of the same shape, in place."""
-    lines, _ = cv2.findContours(np.ascontiguousarray(mask, dtype=np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(rgb, lines, -1, colour, 1, cv2.LINE_AA)
-
-
-def data_address(rgb: Rgb, quality: int = 72) -> str:
-    """An RGB image, (y, x, 3), as a data address of a JPEG."""
-    done, coded = cv2.imencode(".jpg", np.ascontiguousarray(rgb[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not done:
-        raise ValueError(f"An image of shape {rgb.shape} could not be encoded.")
-    return "data:image/jpeg;base64," + base64.b64encode(coded.tobytes()).decode("ascii")
-
-
 @dataclass(frozen=True)
 class _Layer:
     """One image of a picture: values in 0 to 1, a tint, and the mask whose outline it brings."""
@@ -190,8 +178,8 @@ def _picture(base: _Layer, top: _Layer, longest: int) -> Picture:
     addresses = []
     for layer in (base, top):
         rgb = np.ascontiguousarray((_resized(layer.values, size)[..., None] * layer.tint * 255).astype(np.uint8))
-        _outline(rgb, masks[0], MRI_COLOUR)
-        _outline(rgb, masks[1], SECTION_COLOUR)
+        outline(rgb, masks[0], MRI_COLOUR)
+        outline(rgb, masks[1], SECTION_COLOUR)
         addresses.append(data_address(rgb))
     return Picture(addresses[0], addresses[1], *size)
 
