@@ -25,11 +25,13 @@ class View:
     """One image as registration sees it, in 2D or 3D.
 
     ``image`` is float32, (*shape), one channel, finite; ``mask`` bool on the same grid, True = use. In 2D tissue is bright on a
-    background of 0 (optical-density like) and what lies outside the mask is not erased.
+    background of 0 (optical-density like) and what lies outside the mask is not erased. ``imaged``, bool, 2D only: where the
+    picture shows anything at all; None where it does everywhere.
     """
 
     image: Image
     mask: Image
+    imaged: Image | None = None
 
 
 @dataclass(frozen=True, eq=False)

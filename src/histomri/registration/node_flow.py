@@ -46,7 +46,8 @@ SMOOTHLY = Sampling(2.0, 0.35)
 
 @dataclass(frozen=True, eq=False)
 class Pyramid:
-    """A view at its own spacing, halved again and again: planes (y, x, 2) of image and mask, finest first, and their grids.
+    """A view at its own spacing, halved again and again: planes (y, x, 3) of image, mask and whether it was imaged at all (not
+    there where all was), finest first, and their grids.
 
     ``placed`` (3, 3) maps the world in which it is seen to its own; ``sampling`` says how it is brought to another grid.
     """
@@ -62,7 +63,8 @@ class Pyramid:
         mask = np.asarray(view.mask.data, bool)
         reach = max(1, round(MARGIN_SHARE * max(mask.shape)))
         near = cv2.dilate(mask.astype(np.uint8), np.ones((2 * reach + 1,) * 2, np.uint8)).astype(bool)
-        plane = np.stack([np.where(near, view.image.data, 0), mask], axis=-1).astype(np.float32)
+        channels = [np.where(near, view.image.data, 0), mask, *([] if view.imaged is None else [view.imaged.data])]
+        plane = np.stack(channels, axis=-1).astype(np.float32)
         grids, planes = [view.image.grid], [plane]
         while min(plane.shape[:2]) >= 2 * least_px:
             plane = _halved(plane)
@@ -90,8 +92,9 @@ class Pyramid:
         if blur > 0.2:
             plane = np.asarray(cv2.GaussianBlur(plane, (0, 0), blur, borderType=cv2.BORDER_REPLICATE), np.float32)
         onto = source.world_to_index @ matrix @ grid.index_to_world
-        full = np.concatenate([plane, np.ones((*plane.shape[:2], 1), np.float32)], axis=-1)
-        return warp_2d(full, onto, (grid.shape[0], grid.shape[1]))
+        if plane.shape[-1] == 2:
+            plane = np.concatenate([plane, np.ones((*plane.shape[:2], 1), np.float32)], axis=-1)
+        return warp_2d(plane, onto, (grid.shape[0], grid.shape[1]))
 
 
 def _halved(plane: Array) -> Array:

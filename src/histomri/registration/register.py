@@ -190,7 +190,8 @@ def _at_one_scale(fixed: View, moving: View, choice: Choice, guide: Guide, progr
     in_pixels = all((view.image.grid.spacing_mm % 1 == 0).all() and view.image.grid.ndim == 2 for view in (fixed, moving))
     if not (guide.search and in_pixels) or 1 / SEARCHED < ratio < SEARCHED:
         return _aligned(fixed, moving, choice, guide, progress)
-    larger = View(scaled(moving.image, ratio), scaled(moving.mask, ratio))
+    imaged = moving.imaged and scaled(moving.imaged, ratio)
+    larger = View(scaled(moving.image, ratio), scaled(moving.mask, ratio), imaged)
     points = guide.landmarks and (guide.landmarks[0], guide.landmarks[1] * ratio)
     found = _aligned(fixed, larger, choice, replace(guide, landmarks=points), progress)
     *before, last = Chain.steps_of(found.transform)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,6 +24,9 @@ LEAST_TISSUE = 0.002
 MOST_TISSUE = 0.98
 CONSTANT = 1e-6
 RIM_SHARE = 0.1
+LEAST_FILLER = 0.002
+# of the rectangle that a picture would be without its filler: what JPEG or a ragged edge may take away from it
+PICTURE_SHARE = 0.985
 
 
 def problem(name: str, what: str, remedy: str) -> InputError:
@@ -35,7 +39,7 @@ def make_view(image: Image, mask: Image | None, name: str, longest_px: int = WOR
 
     In 2D the image is averaged by whole pixels to about ``longest_px`` along its longer side, strip by strip, so that it need not
     fit into memory; without a ``mask`` the tissue is found. In 3D the voxels stay as they are and the mask is what is finite.
-    A pixel that is not finite is outside the mask.
+    A pixel that is not finite is outside the mask; in 2D it and the filler around a picture count as not imaged.
 
     Raises
     ------
@@ -49,11 +53,42 @@ def make_view(image: Image, mask: Image | None, name: str, longest_px: int = WOR
         _check_mask(chosen, small.data, name)
     if image.grid.ndim == 3:
         return View(Image(small.grid, _grey(small.data)), Image(small.grid, valid if chosen is None else chosen)), notes
+    filler = _filler(small.data, valid)
+    if filler.any():
+        notes.append(f"{name}: {filler.mean():.1%} is filler around the picture, which counts as not imaged")
+    valid &= ~filler
     channel, tissue = _contrast(small.data, valid, np.dtype(image.data.dtype), chosen)
     if chosen is None:
         chosen, said = _usable(tissue & valid)
         notes += [f"{name}: {said}"] if said else []
-    return View(Image(small.grid, channel), Image(small.grid, chosen & valid)), notes
+    imaged = None if valid.all() else Image(small.grid, valid)
+    return View(Image(small.grid, channel), Image(small.grid, chosen & valid), imaged), notes
+
+
+def _filler(data: Array, valid: Bool) -> Bool:
+    """What surrounds a picture that was turned or padded: of one value exactly from a corner on, around a rectangle.
+
+    Anything else around which there is one value, such as an extracted brain, is no rectangle. (y, x) of (y, x, c) pixels.
+    """
+    height, width = valid.shape
+    corners = [(0, 0), (0, width - 1), (height - 1, 0), (height - 1, width - 1)]
+    found = np.zeros_like(valid)
+    for value in {tuple(data[c].tolist()) for c in corners if valid[c]}:
+        same = (data == np.asarray(value, np.float32)).all(axis=-1) & valid
+        _, labels = cv2.connectedComponents(same.astype(np.uint8), connectivity=4)
+        found |= np.isin(labels, [labels[c] for c in corners if same[c]])
+    if not LEAST_FILLER < found.mean() < 1 - LEAST_FILLER:
+        return np.zeros_like(valid)
+    # along its edge a picture is mixed with the filler
+    grown = np.asarray(cv2.dilate(found.astype(np.uint8), np.ones((3, 3), np.uint8)), bool)
+    return grown if _is_rectangle(~found) else np.zeros_like(valid)
+
+
+def _is_rectangle(shown: Bool) -> bool:
+    """Whether pixels fill their smallest rectangle, at any angle, as far as it lies in the image."""
+    box = cv2.boxPoints(cv2.minAreaRect(np.argwhere(shown)[:, ::-1].astype(np.float32)))
+    whole = cv2.fillConvexPoly(np.zeros(shown.shape, np.uint8), np.round(box).astype(np.int32), 1)
+    return bool((shown & (whole > 0)).sum() >= PICTURE_SHARE * whole.sum())
 
 
 def _whole(image: Image) -> tuple[Image, Bool]:
