@@ -128,6 +128,22 @@ def test_a_quiet_stain_that_is_rare_is_not_taken_for_ink() -> None:
     assert dice(find_tissue(stained(slide, patch, (90, 150, 90))).mask, truth) > 0.97
 
 
+def test_thin_walls_of_another_hue_than_the_rest_are_not_taken_for_pen_strokes() -> None:
+    """Alveoli around a tumour that a marker turned brown: their blue walls are as thin as strokes and of a foreign hue."""
+    solid = ellipse((600, 800), centre=(330, 300), axes=(170, 140))
+    y, x = np.mgrid[:600, :800]
+    walls = (
+        ((np.abs((x + y // 3) % 22 - 11) < 3) | (np.abs((y - x // 4) % 20 - 10) < 3))
+        & (x > 60)
+        & (x < 740)
+        & (y > 50)
+        & (y < 550)
+    )
+    slide = stained(stained(glass((600, 800)), walls & ~solid, (150, 155, 215)), solid, (165, 125, 95))
+    outside = (x > 70) & (x < 730) & (y > 60) & (y < 540) & ~solid
+    assert find_tissue(slide).mask[outside].mean() > 0.9
+
+
 def test_islands_stained_as_the_tissue_stay_and_grey_dirt_goes() -> None:
     truth = ellipse((300, 400))
     slide = stained(glass(), truth)

@@ -31,21 +31,28 @@ class FoundSection:
     own: NDArray[np.bool_]
 
 
-def overview(slide: slides.Slide, longest: int = OVERVIEW_PX) -> tuple[NDArray[np.float32], int]:
-    """The whole slide, (y, x, c) float32, averaged over squares of the returned number of level-0 pixels, and that number."""
+def overview(slide: slides.Slide, longest: int = OVERVIEW_PX) -> tuple[NDArray[np.float32], float]:
+    """The whole slide, (y, x, c) float32, averaged over squares of the returned number of level-0 pixels, and that number.
+
+    From the file's coarsest level that has as many pixels.
+    """
     import cv2
 
-    height, width = slide.info.shape
+    shapes = slide.info.levels or (slide.info.shape,)
+    level = max((i for i, shape in enumerate(shapes) if max(shape) >= longest), default=0)
+    height, width = shapes[level]
     factor = max(1, math.ceil(max(height, width) / longest))
     step = max(1, STRIP_PX // (width * factor)) * factor
     parts = []
     for top in range(0, height // factor * factor, step):
         rows = min(step, height // factor * factor - top)
-        pixels = slide.read_region(top, 0, rows, width // factor * factor)
+        pixels = slide.read_region(top, 0, rows, width // factor * factor, level)
         size = (pixels.shape[1] // factor, rows // factor)
         planes = [cv2.resize(np.ascontiguousarray(p), size, interpolation=cv2.INTER_AREA) for p in np.moveaxis(pixels, -1, 0)]
         parts.append(np.stack(planes, axis=-1).astype(np.float32))
-    return np.concatenate(parts), factor
+    # scanners drop what is left over of a pixel of a coarser level
+    ratio = round(slide.info.shape[0] / height, 1)
+    return np.concatenate(parts), factor * ratio
 
 
 def find_sections(
@@ -87,10 +94,11 @@ def margin_of(boxes: Sequence[tuple[int, int, int, int]], i: int) -> int:
 
 
 def cut_out(
-    group: NDArray[np.bool_], box: tuple[int, int, int, int], margin: int, factor: int, shape: tuple[int, int]
+    group: NDArray[np.bool_], box: tuple[int, int, int, int], margin: int, factor: float, shape: tuple[int, int]
 ) -> FoundSection:
     """A section's region in level-0 pixels of a slide of ``shape`` (y, x), from its box on the overview grown by ``margin``."""
     y, x = max(0, box[0] - margin), max(0, box[1] - margin)
     bottom, right = min(group.shape[0], box[0] + box[2] + margin), min(group.shape[1], box[1] + box[3] + margin)
-    height, width = min(bottom * factor, shape[0]) - y * factor, min(right * factor, shape[1]) - x * factor
-    return FoundSection((x * factor, y * factor, width, height), group[y:bottom, x:right])
+    top, left = int(y * factor), int(x * factor)
+    height, width = min(round(bottom * factor), shape[0]) - top, min(round(right * factor), shape[1]) - left
+    return FoundSection((left, top, width, height), group[y:bottom, x:right])
