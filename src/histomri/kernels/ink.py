@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +21,7 @@ MAX_STROKE = 0.04  # half the width of a stroke, at most, as a share of the long
 MAX_RIM = 0.01  # the same for grey lines
 MIN_STROKE_PX = 6
 DARK_LINE = 0.08
-MOST_LOOPS = 30  # of one piece: writing has fewer, the walls of alveoli and of fat cells hundreds
+MOST_LOOPS = 12  # of one piece: writing has fewer, the walls of alveoli and of fat cells hundreds
 
 
 def hue_plane(density: Float32) -> tuple[Float32, Float32]:
@@ -82,13 +84,15 @@ def find_ink(density: Float32, raw: Bool, tinted: Bool) -> Bool:
 
 def without_nets(ink: Bool) -> Bool:
     """The pieces (y, x) with few loops: thin walls of a hue of their own around many holes are tissue."""
-    outlines, (tree,) = cv2.findContours(ink.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    outer = tree[:, 3]
+    outlines: Any
+    outlines, hierarchy = cv2.findContours(ink.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    outer = np.asarray(hierarchy).reshape(-1, 4)[:, 3]
     loops = np.bincount(outer[outer >= 0], minlength=len(outlines))
     kept = [outlines[i] for i in np.flatnonzero((outer < 0) & (loops <= MOST_LOOPS))]
     seeds = np.zeros(ink.shape, np.uint8)
     for outline in kept:
-        seeds[outline[:, 0, 1], outline[:, 0, 0]] = 1
+        x, y = np.asarray(outline).reshape(-1, 2).T
+        seeds[y, x] = 1
     labels, stats = pieces_of(ink)
     return np.asarray(ink & (strongest(seeds.astype(np.float32), labels, len(stats)) > 0)[labels], bool)
 

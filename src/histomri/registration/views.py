@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -11,13 +12,14 @@ from numpy.typing import NDArray
 
 from histomri.core import Grid, Image, InputError
 from histomri.core.errors import Problem
-from histomri.kernels.tissue import DARK_MEDIAN, find_tissue, tissue_bright
+from histomri.kernels.tissue import DARK_MEDIAN, Tissue, find_tissue, tissue_bright
 from histomri.registration.alignment import View
 
 Array = NDArray[np.float32]
 Bool = NDArray[np.bool_]
 
 WORKING_PX = 1536
+MASK_PX = 512
 STRIP_BYTES = 64 << 20
 LEAST_MASK_PX = 64
 LEAST_TISSUE = 0.002
@@ -73,10 +75,11 @@ def _filler(data: Array, valid: Bool) -> Bool:
     height, width = valid.shape
     corners = [(0, 0), (0, width - 1), (height - 1, 0), (height - 1, width - 1)]
     found = np.zeros_like(valid)
-    for value in {tuple(data[c].tolist()) for c in corners if valid[c]}:
-        same = (data == np.asarray(value, np.float32)).all(axis=-1) & valid
+    for value in {tuple(data[c].tolist()) for c in corners if valid[c] and _is_even(data, c)}:
+        same = np.logical_and.reduce([data[..., k] == np.float32(v) for k, v in enumerate(value)]) & valid
         _, labels = cv2.connectedComponents(same.astype(np.uint8), connectivity=4)
-        found |= np.isin(labels, [labels[c] for c in corners if same[c]])
+        for label in {int(labels[c]) for c in corners if same[c]}:
+            found |= labels == label
     if not LEAST_FILLER < found.mean() < 1 - LEAST_FILLER:
         return np.zeros_like(valid)
     # along its edge a picture is mixed with the filler
@@ -84,9 +87,16 @@ def _filler(data: Array, valid: Bool) -> Bool:
     return grown if _is_rectangle(~found) else np.zeros_like(valid)
 
 
+def _is_even(data: Array, corner: tuple[int, int]) -> bool:
+    """Whether the four pixels at a corner (row and column, 0 or the last) are of one value."""
+    y, x = (min(c, n - 2) for c, n in zip(corner, data.shape[:2], strict=True))
+    return bool((np.ptp(data[y : y + 2, x : x + 2].reshape(4, -1), axis=0) == 0).all())
+
+
 def _is_rectangle(shown: Bool) -> bool:
     """Whether pixels fill their smallest rectangle, at any angle, as far as it lies in the image."""
-    box = cv2.boxPoints(cv2.minAreaRect(np.argwhere(shown)[:, ::-1].astype(np.float32)))
+    outlines, _ = cv2.findContours(shown.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    box = cv2.boxPoints(cv2.minAreaRect(np.concatenate(outlines)))
     whole = cv2.fillConvexPoly(np.zeros(shown.shape, np.uint8), np.round(box).astype(np.int32), 1)
     return bool((shown & (whole > 0)).sum() >= PICTURE_SHARE * whole.sum())
 
@@ -182,14 +192,26 @@ def _contrast(data: Array, valid: Bool, dtype: np.dtype[Any], mask: Bool | None)
         data = np.where(valid[..., None], data, np.median(_rim(data, valid), axis=0)).astype(np.float32)
     if _has_dark_rim(data):
         # the finder takes an image that is half bright for brightfield: shown its negative, it is right
-        tissue = find_tissue(np.rint(255 - data).astype(np.uint8))
+        tissue = _tissue(255 - data)
         background = tuple(255 - b for b in tissue.background)
         channel = tissue_bright(data, background, True, 255.0)
     else:
-        tissue = find_tissue(np.rint(data).astype(np.uint8))
+        tissue = _tissue(data)
         channel = tissue_bright(data, tissue.background, tissue.inverted, 255.0)
     used = valid if mask is None else mask
     return channel if np.ptp(channel[used]) > 0 else _grey(data) / np.float32(255), tissue.mask
+
+
+def _tissue(data: Array) -> Tissue:
+    """Tissue in (y, x, c) of 0 to 255, found at the size for which the finder is made."""
+    factor = max(1, round(max(data.shape[:2]) / MASK_PX))
+    small, _ = _block_mean(data, factor)
+    found = find_tissue(np.rint(small).astype(np.uint8))
+    if factor == 1:
+        return found
+    size = (small.shape[1] * factor, small.shape[0] * factor)
+    soft = cv2.resize(found.mask.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
+    return replace(found, mask=soft[: data.shape[0], : data.shape[1]] >= 0.5)
 
 
 def _has_dark_rim(data: Array) -> bool:
