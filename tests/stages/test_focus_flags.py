@@ -12,7 +12,7 @@ import pytest
 from histomri.core import Section
 from histomri.evaluation.acceptance import Evidence, Thresholds, flag_sections
 from histomri.io.sections import SectionManifest, read_manifest
-from histomri.stages.ingest import IngestSettings, ingest_section
+from histomri.stages.ingest import QUALITY_TILE_PX, QUALITY_TILES, IngestSettings, ingest_section, spread_tiles
 from histomri.testing.slides import add_artefacts, render_section, write_slide
 from histomri.testing.spec import SMALL
 from histomri.testing.truth import draw_truth
@@ -59,3 +59,18 @@ def test_sharp_sections_are_never_flagged(block: list[tuple[SectionManifest, Sec
 @pytest.mark.parametrize("i", range(6))
 def test_the_one_out_of_focus_is_found(block: list[tuple[SectionManifest, SectionManifest]], i: int) -> None:
     assert flagged([soft if k == i else sharp for k, (sharp, soft) in enumerate(block)]) == [i]
+
+
+@pytest.mark.parametrize("factor", [1, 8, 64, 256])
+def test_focus_is_measured_in_the_tissue_only_however_coarse_the_mask(factor: int) -> None:
+    """Of a gigapixel slide a pixel of the mask is larger than a tile."""
+    where = np.zeros((37, 41), bool)
+    where[9:30, 12:33] = True
+    where[20, 20] = False
+    shape = (37 * factor * (64 if factor == 1 else 1) - factor // 3, 41 * factor * (64 if factor == 1 else 1))
+    mask = np.kron(where, np.ones((64, 64), bool)) if factor == 1 else where
+    corners = spread_tiles(mask[: -(-shape[0] // factor), : -(-shape[1] // factor)], factor, shape)
+    whole = np.kron(mask, np.ones((factor, factor), bool))[: shape[0], : shape[1]]
+    assert 0 < len(corners) <= QUALITY_TILES and len(set(corners)) == len(corners)
+    assert all(whole[y : y + QUALITY_TILE_PX, x : x + QUALITY_TILE_PX].all() for y, x in corners)
+    assert not spread_tiles(np.zeros_like(mask), factor, shape)

@@ -264,12 +264,18 @@ def grown_mask(mask: np.ndarray) -> np.ndarray:
 
 def spread_tiles(where: np.ndarray, factor: int, shape: tuple[int, int]) -> list[tuple[int, int]]:
     """Level-0 corners (y, x) of at most ``QUALITY_TILES`` tiles that lie in ``where`` (``factor`` coarser), evenly chosen."""
+    import cv2
+
     side = QUALITY_TILE_PX
-    corners = [(y, x) for y in range(0, shape[0] - side + 1, side) for x in range(0, shape[1] - side + 1, side)]
-    inside = [(y, x) for y, x in corners if where[y // factor : (y + side) // factor, x // factor : (x + side) // factor].all()]
+    # one tile for each pixel of ``where`` is enough to choose from, however large level 0 is
+    y, x = (np.arange(0, n - side + 1, max(side, factor)) for n in shape)
+    first, after = (y // factor, x // factor), ((y + side - 1) // factor + 1, (x + side - 1) // factor + 1)
+    sums = cv2.integral(where.astype(np.uint8))
+    held = sums[np.ix_(*after)] - sums[np.ix_(first[0], after[1])] - sums[np.ix_(after[0], first[1])] + sums[np.ix_(*first)]
+    inside = np.argwhere(held == np.outer(after[0] - first[0], after[1] - first[1]))
     # by the golden ratio: spread over rows and columns alike, whatever the shape
-    chosen = sorted(range(len(inside)), key=lambda k: (k * 0.6180339887) % 1.0)[:QUALITY_TILES]
-    return [inside[k] for k in sorted(chosen)]
+    chosen = np.sort(np.argsort((np.arange(len(inside)) * 0.6180339887) % 1.0, kind="stable")[:QUALITY_TILES])
+    return [(int(y[i]), int(x[j])) for i, j in inside[chosen]]
 
 
 def nearby(own: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
