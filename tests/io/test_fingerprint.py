@@ -92,6 +92,15 @@ def test_a_template_that_the_module_names_shows(package: Path):
     assert code_of(package) != before
 
 
+def test_what_was_compiled_does_not_show_where_a_module_names_the_folder(package: Path):
+    stage = package / "demo" / "stage.py"
+    stage.write_text(STAGE + 'FOLDER = "__pycache__"\n')
+    before = code_of(package)
+    (package / "demo" / "__pycache__").mkdir(exist_ok=True)
+    (package / "demo" / "__pycache__" / "kernel.nbi").write_text("compiled")
+    assert code_of(package) == before
+
+
 def test_an_edit_of_the_script_shows(package: Path):
     before = code_of(package)
     (package.parent / "script.py").write_text(SCRIPT.replace("work()\n", "work()\nwork()\n"))

@@ -63,9 +63,10 @@ def _module_logic(module: str) -> str:
 def _data(file: Path) -> list[Path]:
     """The files beside a module, or in a folder beside it, that are not Python and that the module names in a string."""
     named = {n.value for n in ast.walk(_tree(file)) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
-    beside = [p for p in file.parent.iterdir() if p.name in named and p.suffix != ".py"]
+    beside = [p for p in file.parent.iterdir() if p.name in named - {"__pycache__"} and p.suffix != ".py"]
     found = [f for p in beside for f in ([p] if p.is_file() else p.rglob("*"))]
-    return sorted(f for f in found if f.is_file() and f.suffix != ".pyc")
+    # what Python and numba compiled is no data, wherever it lies
+    return sorted(f for f in found if f.is_file() and "__pycache__" not in f.parts)
 
 
 def _file(module: str) -> Path | None:
