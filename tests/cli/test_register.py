@@ -23,6 +23,7 @@ from histomri.cli import main
 from histomri.core import Grid, Image
 from histomri.io.nifti import write_nifti
 from histomri.io.omezarr import PyramidSpec, Storage, open_array, write_pyramid
+from histomri.io.pyramid import Reading
 from histomri.registration.alignment import Alignment
 from histomri.transforms import Affine, Chain, DisplacementField
 
@@ -70,7 +71,7 @@ def write(path: Path, data: np.ndarray) -> Path:
         nibabel.save(nibabel.Nifti1Image(volume.astype(np.float32), np.diag([0.02, 0.02, 0.1, 1])), path)
     elif path.suffix == ".zarr":
         spec = PyramidSpec("s", Grid(data.shape[:2], 0.02), ("red", "green", "blue"), "uint8", 2)
-        write_pyramid(path, spec, lambda y, x, h, w: data[y : y + h, x : x + w], Storage(64, 64))
+        write_pyramid(path, spec, Reading(lambda y, x, h, w: data[y : y + h, x : x + w]), Storage(64, 64))
     elif path.suffix == ".tif":
         tifffile.imwrite(
             path, data, resolution=(500, 500), resolutionunit="CENTIMETER", photometric="rgb" if data.ndim == 3 else None

@@ -13,6 +13,7 @@ from scipy import ndimage
 from histomri.core import Block, Grid, Section
 from histomri.io.omezarr import PyramidSpec, Storage, write_label, write_pyramid
 from histomri.io.placements import write_placements
+from histomri.io.pyramid import Reading
 from histomri.io.sections import SectionManifest, write_manifest
 from histomri.stages.transforms import publish_transforms
 from histomri.transforms import Affine
@@ -44,7 +45,10 @@ def make_run(bench, data, output, shift_mm=(0.0, 0.0, 0.0), turned=False):
         grid = Grid(mask.shape, np.array([MM, MM]))
         store = output / "sections" / f"{name}.ome.zarr"
         write_pyramid(
-            store, PyramidSpec(name, grid, ("grey",), "uint8", 1), lambda y, x, h, w: np.zeros((h, w, 1), np.uint8), Storage()
+            store,
+            PyramidSpec(name, grid, ("grey",), "uint8", 1),
+            Reading(lambda y, x, h, w: np.zeros((h, w, 1), np.uint8)),
+            Storage(),
         )
         write_label(store, "tissue", [mask], [grid], Storage())
         manifests[name] = output / "ingest" / name / "manifest.json"

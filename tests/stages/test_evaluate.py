@@ -20,6 +20,7 @@ from histomri.core import Block, Grid, Image, Section
 from histomri.io.nifti import write_nifti
 from histomri.io.omezarr import PyramidSpec, Storage, write_label, write_pyramid
 from histomri.io.placements import write_placements
+from histomri.io.pyramid import Reading
 from histomri.io.sections import SectionManifest, write_manifest
 from histomri.stages.evaluate import EvaluateSettings, evaluate, write_provenance, write_report
 from histomri.stages.transforms import publish_transforms
@@ -74,7 +75,7 @@ def ingest(folder: Path, i: int, to_section: Affine) -> Path:
     write_pyramid(
         store,
         PyramidSpec(name, grid, ("red", "green", "blue"), "uint8", 1),
-        lambda y, x, h, w: pixels[y : y + h, x : x + w],
+        Reading(lambda y, x, h, w: pixels[y : y + h, x : x + w]),
         storage,
     )
     write_label(store, "tissue", [mask], [grid], storage)

@@ -17,6 +17,7 @@ from histomri.core import Block, Grid, Image, Section
 from histomri.io.nifti import read_nifti, write_nifti
 from histomri.io.omezarr import PyramidSpec, Storage, open_array, write_pyramid
 from histomri.io.placements import write_placements
+from histomri.io.pyramid import Reading
 from histomri.io.sections import SectionManifest, StainRecord, read_manifest, write_manifest
 from histomri.stages.grids import grid_entry, grid_names, grid_problems
 from histomri.stages.resample import ResampleSettings, resample_volume
@@ -57,9 +58,8 @@ class Study:
         pixels = np.rint(_truth(np.insert(plane, 0, z, axis=-1))).astype(np.uint8)
         store = self.folder / "sections" / f"{name}.ome.zarr"
         colours = ("red", "green", "blue")
-        write_pyramid(
-            store, PyramidSpec(name, grid, colours, "uint8", 3), lambda y, x, h, w: pixels[y : y + h, x : x + w], Storage(32, 64)
-        )
+        reading = Reading(lambda y, x, h, w: pixels[y : y + h, x : x + w])
+        write_pyramid(store, PyramidSpec(name, grid, colours, "uint8", 3), reading, Storage(32, 64))
         self.manifests[name] = self.folder / "ingest" / name / "manifest.json"
         write_manifest(
             self.manifests[name], SectionManifest(name, store, SHAPE, (PIXEL_MM,) * 2, 3, colours, "uint8", (255.0,) * 3)
