@@ -4,7 +4,9 @@ A pixel of level k + 1 is the sum of 2 x 2 pixels of level k's sums, so level k 
 ragged last row or column is repeated, as in ``numpy.pad(mode="edge")``). A level's pixels are ``sum / 4**k``, rounded half to
 even; integers are exact, floats accumulate in float64. All arrays are planar, (c, y, x), and contiguous, with the box to work
 on beside them (y, x, height, width): of a contiguous array the compiler knows that a row's pixels are neighbours, and works on
-many at once; of a view it does not, and is four to ten times slower. The kernels release the GIL.
+many at once; of a view it does not, and is four to ten times slower.
+
+The formulas stand here; from a few megapixels on their compiled forms (``pyramid_compiled``) take over, which give the same bits.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import DTypeLike, NDArray
 
 Array = NDArray[Any]
@@ -29,38 +30,49 @@ def sum_type(dtype: DTypeLike, level: int) -> np.dtype[Any]:
     return np.dtype(f"{kind.kind}{2 if bits <= 16 else 4 if bits <= 32 else 8}")
 
 
-@njit(cache=True, nogil=True)
-def add_quads(sums: Any, box: Box, out: Any, corner: Corner) -> None:
+# numba takes half a second to import: longer than all the work on a section of a few megapixels
+WORTH_COMPILED_PX = 1 << 22
+_met = [0]
+
+
+def many_pixels(pixels: int) -> bool:
+    """Whether this process has met so many pixels, these included, that the compiled kernels are worth their import."""
+    _met[0] += pixels
+    return _met[0] > WORTH_COMPILED_PX
+
+
+def add_quads(sums: Array, box: Box, out: Array, corner: Corner) -> None:
     """``out[c, i, j]`` = sum of ``sums[c, 2i:2i+2, 2j:2j+2]``, in the box and from the corner (y, x) of ``out`` on.
 
     The last row and column are repeated where the box's size is odd.
     """
-    kind = out.dtype.type
+    if many_pixels(box[2] * box[3]):
+        from histomri.kernels import pyramid_compiled
+
+        pyramid_compiled.add_quads(sums, box, out, corner)
+        return
     y, x, height, width = box
-    for c in range(sums.shape[0]):
-        for i in range((height + 1) // 2):
-            top = sums[c, y + 2 * i, x : x + width]
-            bottom = sums[c, y + min(2 * i + 1, height - 1), x : x + width]
-            row = out[c, corner[0] + i, corner[1] : corner[1] + (width + 1) // 2]
-            for j in range(width // 2):
-                row[j] = kind(top[2 * j]) + kind(top[2 * j + 1]) + kind(bottom[2 * j]) + kind(bottom[2 * j + 1])
-            if width % 2:
-                last = kind(top[width - 1]) + kind(bottom[width - 1])
-                row[width // 2] = last + last
+    part = sums[:, y : y + height, x : x + width].astype(out.dtype)
+    top, bottom = part[:, ::2], part[:, np.minimum(np.arange(1, height + 1, 2), height - 1)]
+    into = out[:, corner[0] : corner[0] + top.shape[1], corner[1] : corner[1] + (width + 1) // 2]
+    left, right = slice(0, width - 1, 2), slice(1, width, 2)
+    into[..., : width // 2] = top[..., left] + top[..., right] + bottom[..., left] + bottom[..., right]
+    if width % 2:
+        last = top[..., -1] + bottom[..., -1]
+        into[..., -1] = last + last
 
 
-@njit(cache=True, nogil=True)
-def round_sums(sums: Any, box: Box, shift: int, out: Any) -> None:
+def round_sums(sums: Array, box: Box, shift: int, out: Array) -> None:
     """The corner of ``out`` = integer ``sums / 2**shift`` of a box, rounded half to even."""
-    kind = sums.dtype.type
-    low, by, one = kind((1 << (shift - 1)) - 1), kind(shift), kind(1)
+    if many_pixels(box[2] * box[3]):
+        from histomri.kernels import pyramid_compiled
+
+        pyramid_compiled.round_sums(sums, box, shift, out)
+        return
     y, x, height, width = box
-    for c in range(sums.shape[0]):
-        for i in range(height):
-            row, to = sums[c, y + i, x : x + width], out[c, i, :width]
-            for j in range(width):
-                value = row[j]
-                to[j] = (value + low + ((value >> by) & one)) >> by
+    value, kind = sums[:, y : y + height, x : x + width], sums.dtype.type
+    even = value + kind((1 << (shift - 1)) - 1) + ((value >> kind(shift)) & kind(1))
+    out[:, :height, :width] = even >> kind(shift)
 
 
 def to_pixels(sums: Array, box: Box, level: int, out: Array) -> None:
@@ -71,16 +83,3 @@ def to_pixels(sums: Array, box: Box, level: int, out: Array) -> None:
         out[:, :height, :width] = mean if out.dtype.kind == "f" else np.rint(mean)
     else:
         round_sums(sums, box, 2 * level, out)
-
-
-@njit(cache=True, nogil=True)
-def split_rgb(pixels: Any, box: Box, planes: Any, corner: Corner) -> None:
-    """Copy a box of contiguous (y, x, 3) pixels into contiguous ``planes`` (3, y, x), from their corner (y, x) on."""
-    y, x, height, width = box
-    for i in range(height):
-        row = pixels[y + i, x : x + width].reshape(-1)
-        red = planes[0, corner[0] + i, corner[1] : corner[1] + width]
-        green = planes[1, corner[0] + i, corner[1] : corner[1] + width]
-        blue = planes[2, corner[0] + i, corner[1] : corner[1] + width]
-        for j in range(width):
-            red[j], green[j], blue[j] = row[3 * j], row[3 * j + 1], row[3 * j + 2]
