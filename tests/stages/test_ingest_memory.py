@@ -16,15 +16,15 @@ from histomri.io import omezarr, slides
 from histomri.testing.big_slide import BigSlide, write_big_slide
 
 SCRIPT = """
-    import json, resource, sys
+    import json, sys
     from pathlib import Path
     from histomri.core import Section
+    from histomri.io.memory import peak_memory_mb
     from histomri.stages.ingest import IngestSettings, ingest_section
     file, store, codec = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     section, settings = Section("a", file, 0.0), IngestSettings(codec=codec)
     record = ingest_section(section, store, store.with_name("manifest.json"), settings, threads=2)
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"status": record.status, "levels": record.levels, "peak_mb": peak_mb}))
+    print(json.dumps({"status": record.status, "levels": record.levels, "peak_mb": peak_memory_mb()}))
 """
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import sys
 import time
 from pathlib import Path
@@ -265,6 +264,7 @@ def _write(
     """All results, or ``result.json`` alone where the registration failed; those of an earlier run go in either case."""
     from histomri.io import registered
     from histomri.io.atomic import write_json
+    from histomri.io.memory import peak_memory_mb
 
     fixed, moving = images
     with registered.results(args.output) as folder:
@@ -276,7 +276,7 @@ def _write(
                 _write_points(folder / registered.POINTS, moving, result, *points)
         record["registration_seconds"] = round(result.seconds, 3)
         record["seconds"] = round(time.perf_counter() - args.started, 3)
-        record["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+        record["peak_memory_mb"] = round(peak_memory_mb(), 1)
         write_json(folder / registered.RESULT, record)
 
 
