@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,3 +149,9 @@ def give_reason(shape: Shape, reason: str) -> None:
     shape.feature["properties"] = {**(shape.feature.get("properties") or {}), "reason": reason}
     for key in STALE:
         shape.feature.pop(key, None)
+
+
+def give_error(shape: Shape, error_mm: float) -> None:
+    """The expected error of a mapped shape in its feature's ``error_mm`` property; nothing for NaN or a bare geometry."""
+    if shape.feature is not None and math.isfinite(error_mm):
+        shape.feature["properties"] = {**(shape.feature.get("properties") or {}), "error_mm": round(error_mm, 4)}
