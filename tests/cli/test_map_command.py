@@ -145,7 +145,7 @@ def test_geojson_keeps_its_structure_and_counts_from_corners(config: Path, tmp_p
     np.testing.assert_allclose(out[2]["geometry"]["coordinates"], truth, atol=2e-5)
     np.testing.assert_allclose(out[3]["geometry"]["coordinates"][0], truth, atol=2e-5)
     for before, after in zip(given[:-1], out[:-1], strict=True):
-        assert after["properties"] == before["properties"]
+        assert after["properties"] == {**before["properties"], "error_mm": ERROR_MM}
         assert _count(after["geometry"]["coordinates"]) * 2 == _count(before["geometry"]["coordinates"]) * 3
     assert out[-1]["geometry"] is None
     assert "outside" in out[-1]["properties"]["reason"]

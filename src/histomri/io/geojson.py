@@ -152,6 +152,13 @@ def give_reason(shape: Shape, reason: str) -> None:
 
 
 def give_error(shape: Shape, error_mm: float) -> None:
-    """The expected error of a mapped shape in its feature's ``error_mm`` property; nothing for NaN or a bare geometry."""
-    if shape.feature is not None and math.isfinite(error_mm):
-        shape.feature["properties"] = {**(shape.feature.get("properties") or {}), "error_mm": round(error_mm, 4)}
+    """The expected error of a mapped shape in its feature's ``error_mm`` property, on top of that of an earlier mapping.
+
+    Nothing for NaN or a bare geometry.
+    """
+    if shape.feature is None or not math.isfinite(error_mm):
+        return
+    properties = shape.feature.get("properties") or {}
+    before = properties.get("error_mm")
+    total = math.hypot(error_mm, before if isinstance(before, int | float) else 0.0)
+    shape.feature["properties"] = {**properties, "error_mm": round(total, 6)}
