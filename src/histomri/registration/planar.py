@@ -13,7 +13,7 @@ from histomri.kernels.flow_nodes import least_jacobian
 from histomri.registration.alignment import Alignment, Guide, Progress, View, part, silent
 from histomri.registration.bending import COARSEST_PX, Plan, bend_both_ways, level_grids
 from histomri.registration.channels import make_channels
-from histomri.registration.node_flow import MIN_JACOBIAN, SMOOTHLY, Level, Pyramid, fit_matrix, make_level, make_pins
+from histomri.registration.node_flow import MIN_JACOBIAN, SMOOTHLY, Bending, Level, Pyramid, fit_matrix, make_level, make_pins
 from histomri.registration.samples import Channels
 from histomri.registration.search import similarity_search
 from histomri.registration.together import together
@@ -29,7 +29,9 @@ FINER = 0.7
 LEAST_SIZE = 0.4
 
 
-WITH_OUTLINE = Plan(outline=0.5)
+FOUND_MASKS = Plan(Bending(mended=True), outline=0.5)
+# masks that were given end where the tissue does, so that they hold the colours, which alone would draw the rim in
+GIVEN_MASKS = Plan(Bending(alpha=0.5, mended=True), outline=2.0, colour=0.5)
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class PlanarSettings:
     """Sizes are pixels along the longer side of the fixed image: ``working_px`` at most at the finest level, at least
     ``COARSEST_PX`` at the coarsest, ``search_px`` in the search over all angles (every ``step_deg``), both faces and ``scales``.
     ``candidates`` of it are refined, ``rivals`` of those that differ once more. ``plan``: how the deformation is sought,
-    its stiffness that of an image of ``working_px``; masks that the user gave count ``given_outline`` instead of its outline.
+    its stiffness that of an image of ``working_px``; ``given``: the same where the user gave both masks.
     """
 
     working_px: int = 1024
@@ -46,8 +48,8 @@ class PlanarSettings:
     scales: tuple[float, ...] = tuple(float(1.12**k) for k in range(-6, 7))
     candidates: int = 8
     rivals: int = 4
-    given_outline: float = 1.0
-    plan: Plan = WITH_OUTLINE
+    plan: Plan = FOUND_MASKS
+    given: Plan = GIVEN_MASKS
 
 
 DEFAULTS = PlanarSettings()
@@ -70,8 +72,7 @@ def register_planar(
         level = make_level(*planes, matrix, grid, settings.plan.stride, settings.plan.robust)
         step, _ = fit_matrix(level, "affine", 15, settings.plan.bending.tone)
         matrix = matrix @ grid.index_to_world @ step @ grid.world_to_index
-    plan = as_stiff_at(settings.plan, max(grids[-1].shape) / settings.working_px)
-    plan = replace(plan, outline=settings.given_outline) if guide.outlines else plan
+    plan = as_stiff_at(settings.given if guide.outlines else settings.plan, max(grids[-1].shape) / settings.working_px)
     # both in the fixed frame, so that it does not matter how the moving image lies on its slide
     seen = guide.seen_under(matrix)
     pins = partial(_pins, guide=seen), partial(_pins, guide=seen.turned_round())
