@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from histomri.core import Grid, Image
 from histomri.registration.alignment import Progress, View, silent
-from histomri.registration.node_flow import Bending, Extras, Level, Pyramid, Seen, bend, finer, make_both_ways, make_levels
+from histomri.registration.node_flow import Bending, Extras, Level, Pyramid, Seen, Still, bend, finer, levels_onto, make_both_ways
 from histomri.registration.together import together
 from histomri.transforms.displacement import DisplacementField
 
@@ -136,7 +136,8 @@ def bend_onto(
     for done, grid in enumerate(grids):
         coarser = len(grids) - 1 - done
         progress(0.25**coarser, f"deforming at {max(grid.shape)} px")
-        levels = make_levels([g.plane for g in goals], moving, matrix, grid, plan.stride, plan.robust, plan.extras)
+        still = [Still.of(g.plane, grid, plan.extras) for g in goals]
+        levels = levels_onto(still, moving, matrix, plan.stride, plan.robust)
         way = way.along(Joint(levels, tuple(g.weight for g in goals)), coarser, pins(levels[0]))
     return way.ended(grids[-1])
 

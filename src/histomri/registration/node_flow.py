@@ -38,15 +38,17 @@ LEAST_UNEXPLAINED = 0.25
 
 
 class Extras(NamedTuple):
-    """How much counts beside descriptor and tone: ``outline``, the masks themselves; ``colour``, brightness where one image's tells
-    the other's.
+    """How much counts beside the descriptor: ``outline``, the masks themselves; ``colour``, brightness where one image's tells
+    the other's; ``tone``: whether the tones may count at all.
     """
 
     outline: float = 0.0
     colour: float = 0.0
+    tone: bool = True
 
 
 NOTHING_ELSE = Extras()
+SHAPES = Extras(tone=False)
 
 
 class Sampling(NamedTuple):
@@ -209,27 +211,35 @@ class Level:
         return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
 
 
-def make_level(fixed: Pyramid, moving: Pyramid, matrix: Float, grid: Grid, stride: int, robust: float) -> Level:
-    """Both views on ``grid``, the moving one under ``matrix`` (fixed mm -> moving mm)."""
-    return make_levels((fixed,), moving, matrix, grid, stride, robust)[0]
+@dataclass(frozen=True, eq=False)
+class Still:
+    """A fixed view on a grid as it is compared, with whatever is brought onto it; ``mask`` (y, x) is its tissue's share."""
+
+    grid: Grid
+    looks: Looks
+    mask: Array
+    extras: Extras
+
+    @staticmethod
+    def of(view: Pyramid, grid: Grid, extras: Extras = NOTHING_ELSE) -> Still:
+        """A view on ``grid``."""
+        plane = view.on(grid, np.eye(3))
+        return Still(grid, _looks(plane, extras), plane[..., 1], extras)
 
 
-def make_levels(
-    fixed: Sequence[Pyramid],
-    moving: Pyramid,
-    matrix: Float,
-    grid: Grid,
-    stride: int,
-    robust: float,
-    extras: Extras = NOTHING_ELSE,
-) -> tuple[Level, ...]:
-    """Several fixed views of one world, each with the same moving view under ``matrix``, on ``grid``."""
+def levels_onto(still: Sequence[Still], moving: Pyramid, matrix: Float, stride: int, robust: float) -> tuple[Level, ...]:
+    """Fixed views on one grid, each with the same moving view under ``matrix`` (fixed mm -> moving mm)."""
+    grid, extras = still[0].grid, still[0].extras
     pad = _margin(grid)
     other = moving.on(grid.crop((-pad, -pad), np.asarray(grid.shape) + pad), matrix)
-    looks = _looks(other, extras)
-    inner = other[pad:-pad, pad:-pad, 1]
-    still = (_looks_near(f.on(grid, np.eye(3)), inner, extras) for f in fixed)
-    return tuple(Level(grid, s, looks, pad, stride, robust, extras.colour) for s in still)
+    looks, inner = _looks(other, extras), other[pad:-pad, pad:-pad, 1]
+    near = (replace(s.looks, weight=_near(s.mask, inner) * s.looks.weight) for s in still)
+    return tuple(Level(grid, fixed, looks, pad, stride, robust, extras.colour) for fixed in near)
+
+
+def make_level(fixed: Pyramid, moving: Pyramid, matrix: Float, grid: Grid, stride: int, robust: float) -> Level:
+    """Both views on ``grid``, the moving one under ``matrix`` (fixed mm -> moving mm)."""
+    return levels_onto((Still.of(fixed, grid),), moving, matrix, stride, robust)[0]
 
 
 def make_both_ways(
@@ -257,7 +267,8 @@ def _margin(grid: Grid) -> int:
 
 def _looks(plane: Array, extras: Extras) -> Looks:
     colour = None if extras.colour == 0 else _blur(plane[..., 0], COLOUR_PX)
-    return Looks(_features(plane), _tone(plane), _imaged(plane), _outline(plane, extras.outline), colour)
+    tone = _tone(plane) if extras.tone else np.zeros(plane.shape[:2], np.float32)
+    return Looks(_features(plane), tone, _imaged(plane), _outline(plane, extras.outline), colour)
 
 
 def _inner(looks: Looks, near: Array, pad: int) -> Looks:
@@ -265,12 +276,6 @@ def _inner(looks: Looks, near: Array, pad: int) -> Looks:
     sure = (np.ascontiguousarray(p[pad:-pad, pad:-pad]) for p in (looks.descriptor, looks.tone, looks.weight * near))
     extra = (None if p is None else np.ascontiguousarray(p[pad:-pad, pad:-pad]) for p in (looks.outline, looks.colour))
     return Looks(*sure, *extra)
-
-
-def _looks_near(still: Array, moving_mask: Array, extras: Extras) -> Looks:
-    """The fixed plane (y, x, 3) with weight where either image has tissue, and a little around it."""
-    looks = _looks(still, extras)
-    return replace(looks, weight=_near(still[..., 1], moving_mask) * looks.weight)
 
 
 def _near(*masks: Array) -> Array:
