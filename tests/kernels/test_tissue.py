@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from histomri.kernels.tissue import find_tissue
+from histomri.kernels.tissue import find_background, find_tissue
 from histomri.testing import artefacts
 from histomri.testing.slides import add_artefacts, label_image, render_section
 from histomri.testing.spec import SMALL
@@ -90,6 +90,16 @@ def test_fluorescence_on_black_in_16_bit() -> None:
     tissue = find_tissue(pixels)
     assert tissue.inverted and abs(tissue.background[0] - 100) < 8
     assert dice(tissue.mask, truth) > 0.93
+
+
+@pytest.mark.parametrize("is_dark", [False, True])
+def test_the_background_alone_is_that_of_the_tissue(is_dark: bool) -> None:
+    pixels = np.full((120, 160, 3), (240, 236, 231), np.uint8)
+    pixels[30:90, 40:120] = (150, 90, 140)
+    pixels = 255 - pixels if is_dark else pixels
+    found = find_tissue(pixels)
+    assert find_background(pixels) == (found.background, found.inverted)
+    assert found.inverted == is_dark
 
 
 def test_an_empty_slide_holds_no_tissue() -> None:

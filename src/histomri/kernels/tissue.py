@@ -63,6 +63,12 @@ class TissueParameters:
     island_reach: float = 0.1
     edge_share: float = 0.1
 
+    def levels(self, inverted: bool, shape: tuple[int, ...]) -> tuple[float, float]:
+        """The smallest contrast, and the blur in pixels of an image of this shape; ``inverted``: on a dark background."""
+        # nuclei on black stand apart: they have to run together before anything is opened
+        blur = self.blur_px * max(1.0, max(shape[:2]) / 300) * (4 if inverted else 1)
+        return self.min_contrast_dark if inverted else self.min_contrast, blur
+
 
 @dataclass(frozen=True, eq=False)
 class Tissue:
@@ -157,20 +163,25 @@ def without_rim(mask: Bool, signal: Float32, share: float, scale: float) -> Bool
     return np.asarray(mask & ~((depth <= 2 * scale) & (signal < share * level)), bool)
 
 
+def find_background(pixels: NDArray[Any], parameters: TissueParameters | None = None) -> tuple[tuple[float, ...], bool]:
+    """The background per channel in pixel values of a working image (y, x, c), and whether tissue is brighter than it."""
+    limits = parameters or TissueParameters()
+    inverted = is_dark_slide(pixels.mean(axis=-1, dtype=np.float32), full_range_of(pixels))
+    least, blur = limits.levels(inverted, pixels.shape)
+    background = estimate_background(pixels, inverted)
+    signal = blurred(contrast(pixels, background, inverted), blur)
+    return local_background(pixels, signal, inverted, SOLID * least) or background, inverted
+
+
 def find_tissue(pixels: NDArray[Any], parameters: TissueParameters | None = None) -> Tissue:
     """Tissue on a working image, (y, x, c), of at best 256 to 1024 pixels along its long side.
 
     Holes inside the tissue (ventricles, vessels) belong to the mask. The mask may be empty.
     """
     limits = parameters or TissueParameters()
-    inverted = is_dark_slide(pixels.mean(axis=-1, dtype=np.float32), full_range_of(pixels))
-    least = limits.min_contrast_dark if inverted else limits.min_contrast
+    background, inverted = find_background(pixels, limits)
+    least, blur = limits.levels(inverted, pixels.shape)
     scale = max(1.0, max(pixels.shape[:2]) / 300)
-    # nuclei on black stand apart: they have to run together before anything is opened
-    blur = limits.blur_px * scale * (4 if inverted else 1)
-    background = estimate_background(pixels, inverted)
-    signal = blurred(contrast(pixels, background, inverted), blur)
-    background = local_background(pixels, signal, inverted, SOLID * least) or background
     density = density_over(pixels, background, inverted)
     signal = blurred(density.max(axis=-1), blur)
     if inverted:
