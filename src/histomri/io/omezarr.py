@@ -159,7 +159,7 @@ def write_pyramid(folder: Path, spec: PyramidSpec, reading: Reading, storage: St
     count = len(spec.channels)
     arrays = [create_level(group, str(k), (count, *grid.shape), spec.dtype, storage) for k, grid in enumerate(grids)]
     levels = [ArrayFiles(folder / str(k), array, storage.codec) for k, array in enumerate(arrays)]
-    PyramidWriter(levels, storage.shard_px, reading).write()
+    PyramidWriter(levels, storage.chunk_px, storage.shard_px, reading).write()
     return {name: digest for level in levels for name, digest in level.digests.items()}
 
 

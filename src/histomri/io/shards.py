@@ -81,6 +81,17 @@ class ShardBuffer:
         self._index[number] = self._end, length
         self._end += length
 
+    def put(self, number: int, coded: bytes) -> None:
+        """Add a chunk that is already coded as that number."""
+        self._data[self._end : self._end + len(coded)] = coded
+        self._index[number] = self._end, len(coded)
+        self._end += len(coded)
+
+    @property
+    def content(self) -> memoryview:
+        """The coded chunks so far, good until something is added."""
+        return memoryview(self._data)[: self._end]
+
     def file(self, is_sharded: bool) -> memoryview:
         """The bytes of the file: chunks, index and its CRC-32C; of the only chunk alone where there are no shards."""
         import google_crc32c

@@ -346,14 +346,20 @@ def pixel_size(section: Section, info: slides.SlideInfo, default_mm: float | Non
 def threads_within_memory(settings: IngestSettings, spec: omezarr.PyramidSpec, threads: int) -> int:
     """How many of the granted threads fit ``max_memory_mb``.
 
-    Each holds one shard as coded, and at worst its own shard of sums at every level above; see ``io.pyramid``.
+    Each holds its shard of level 0, and at worst a chunk of sums and a shard as coded of its own at every level above; see
+    ``io.pyramid``.
     """
     from histomri.kernels.pyramid import sum_type
 
     channels, dtype = len(spec.channels), np.dtype(spec.dtype)
-    sides = [[min(n, settings.shard_px) for n in omezarr.level_grid(spec.grid, k).shape] for k in range(spec.levels)]
-    sums = sum(float(np.prod(side)) * sum_type(dtype, k).itemsize for k, side in enumerate(sides) if k)
-    unit = (settings.shard_px**2 * dtype.itemsize + sums) * channels / 2**20
+    shapes = [omezarr.level_grid(spec.grid, k).shape for k in range(spec.levels)]
+
+    def held(side: int, level: int) -> float:
+        return float(np.prod([min(n, side) for n in shapes[level]]))
+
+    coded = sum(held(settings.shard_px, k) for k in range(spec.levels)) * dtype.itemsize
+    sums = sum(held(settings.chunk_px, k) * sum_type(dtype, k).itemsize for k in range(1, spec.levels))
+    unit = (coded + sums) * channels / 2**20
     # the interpreter and its libraries, and decoded tiles that are kept
     return max(1, min(threads, math.floor((settings.max_memory_mb - BASE_MB) / unit)))
 
