@@ -34,11 +34,12 @@ def test_rounding_is_the_same(level: int) -> None:
 
 @pytest.mark.parametrize("kind", ["u1", "u2", "f4", "i2"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_planes_hold_each_channel_in_its_place(kind: str, channels: int) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_planes_hold_each_channel_in_its_place(kind: str, channels: int, compiled: bool) -> None:
     pixels = RNG.integers(0, 256, (9, 8, channels)).astype(kind)
     for source in (pixels, np.repeat(pixels, 2, axis=1)[:, ::2]):
         found = np.full((channels, 7, 7), 3, kind)
-        planes.split_planes(source, (2, 1, 6, 5), found, (1, 2))
+        planes.split_planes(source, (2, 1, 6, 5), found, (1, 2), compiled)
         wanted = np.full((channels, 7, 7), 3, kind)
         for c in range(channels):
             wanted[c, 1:7, 2:7] = pixels[2:8, 1:6, c]

@@ -222,12 +222,13 @@ class PyramidWriter:
             pixels = self.reading.read_tile(top + y, left + x, height, width)
             for i, j, h, w in _pieces((height, width), side):
                 _clear(planes, h, w)
-                split_planes(pixels, (i, j, h, w), planes, (0, 0))
+                split_planes(pixels, (i, j, h, w), planes, (0, 0), self.is_compiled)
                 yield y + i, x + j, h, w
 
     def _planes(self, level: int) -> Pixels:
         """This worker's place for the pixels of one chunk of a level."""
-        own, files = self._own.__dict__, self.levels[level]
+        own: dict[Any, Any] = self._own.__dict__
+        files = self.levels[level]
         # level 0 waits while those above are worked on
         key = "planes", level > 0, files.chunk_px
         if key not in own:
@@ -237,7 +238,8 @@ class PyramidWriter:
 
     def _buffer(self, level: int) -> ShardBuffer:
         """This worker's buffer for shards of a level, empty; levels above 0 whose shards are alike share it."""
-        own, files = self._own.__dict__, self.levels[level]
+        own: dict[Any, Any] = self._own.__dict__
+        files = self.levels[level]
         key = "buffer", level > 0, files.per_unit, files.chunk_px
         if key not in own:
             own[key] = files.buffer()

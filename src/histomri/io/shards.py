@@ -7,8 +7,11 @@ little-endian uint64, both 2**64 - 1 for a chunk of zeros, which is not stored).
 
 from __future__ import annotations
 
+import itertools
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +52,15 @@ def _zstd(chunk: Pixels, place: memoryview) -> int:
     coder: Any = zstd_encode
     # the same bytes as numcodecs', without two copies and new memory for each
     return len(coder(chunk, level=1, out=place))
+
+
+def decoder(codec: str) -> Callable[[bytes], Any]:
+    """The function that undoes :func:`encoder`: the bytes of a chunk. It raises whatever the codec does on bad bytes."""
+    import imagecodecs
+    import numcodecs
+
+    decoders: dict[str, Callable[[bytes], Any]] = {"none": bytes, "zstd": imagecodecs.zstd_decode}
+    return decoders.get(codec) or numcodecs.Blosc().decode
 
 
 def room_for(chunk_bytes: int) -> int:
@@ -133,3 +145,61 @@ class ArrayFiles:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
         self.digests[f"{self.folder.name}/c/0/{row}/{column}"] = digest_of(data)
+
+
+class StoredLevel:
+    """Small boxes of an array (c, y, x) whose files :class:`ArrayFiles` wrote, many at once.
+
+    zarr reads them too, at some milliseconds a box, whichever chunk that lies in.
+    """
+
+    def __init__(self, array: zarr.Array[Any], folder: Path, codec: str):
+        self.folder, self.shape, self.dtype = folder, tuple(array.shape), np.dtype(array.dtype)
+        self.chunk_px, self.unit_px = int(array.chunks[-1]), int((array.shards or array.chunks)[-1])
+        self.is_sharded = array.shards is not None
+        self._decode = decoder(codec)
+
+    def boxes(self, corners: Sequence[tuple[int, int]], side: int, threads: int = 1) -> Iterator[Pixels]:
+        """The squares (c, side, side) at ``corners`` (y, x), all inside the array; in the order of their chunks."""
+        chunk = self.chunk_px
+        ordered = sorted(corners, key=lambda at: (at[0] // chunk, at[1] // chunk, at))
+        groups = [list(g) for _, g in itertools.groupby(ordered, key=lambda at: (at[0] // chunk, at[1] // chunk))]
+        with ThreadPoolExecutor(threads) as pool:
+            for found in pool.map(lambda group: self._near(group, side), groups):
+                yield from found
+
+    def _near(self, corners: list[tuple[int, int]], side: int) -> list[Pixels]:
+        """Boxes that start in one chunk, of which each chunk is decoded once."""
+        chunks: dict[tuple[int, int], Pixels] = {}
+        return [self._box(at, side, chunks) for at in corners]
+
+    def _box(self, corner: tuple[int, int], side: int, chunks: dict[tuple[int, int], Pixels]) -> Pixels:
+        out, n = np.empty((self.shape[0], side, side), self.dtype), self.chunk_px
+        ranges = [range(at // n, (at + side - 1) // n + 1) for at in corner]
+        for row, column in itertools.product(*ranges):
+            if (row, column) not in chunks:
+                chunks[row, column] = self._chunk(row, column)
+            y, x = row * n - corner[0], column * n - corner[1]
+            source = (slice(max(0, -y), side - y), slice(max(0, -x), side - x))
+            part = chunks[row, column][:, source[0], source[1]]
+            out[:, max(0, y) : max(0, y) + part.shape[1], max(0, x) : max(0, x) + part.shape[2]] = part
+        return out
+
+    def _chunk(self, row: int, column: int) -> Pixels:
+        """A decoded chunk (c, y, x), whole also where it reaches beyond the array."""
+        shape = (self.shape[0], self.chunk_px, self.chunk_px)
+        per_unit = self.unit_px // self.chunk_px
+        file = self.folder / "c" / "0" / str(row // per_unit) / str(column // per_unit)
+        coded = self._coded(file, row % per_unit * per_unit + column % per_unit) if file.exists() else b""
+        return np.frombuffer(self._decode(coded), self.dtype).reshape(shape) if coded else np.zeros(shape, self.dtype)
+
+    def _coded(self, file: Path, number: int) -> bytes:
+        if not self.is_sharded:
+            return file.read_bytes()
+        with file.open("rb") as stream:
+            stream.seek(16 * number - 16 * (self.unit_px // self.chunk_px) ** 2 - 4, os.SEEK_END)
+            at, length = (int(n) for n in np.frombuffer(stream.read(16), "<u8"))
+            if at == EMPTY:
+                return b""
+            stream.seek(at)
+            return stream.read(length)

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from histomri.kernels.scratch import scratch
+
 Array = NDArray[Any]
 Box = tuple[int, int, int, int]
 Corner = tuple[int, int]
@@ -30,8 +32,8 @@ def sum_type(dtype: DTypeLike, level: int) -> np.dtype[Any]:
     return np.dtype(f"{kind.kind}{2 if bits <= 16 else 4 if bits <= 32 else 8}")
 
 
-# numba takes half a second to import, which one thread saves on so many pixels (the formulas below are 1.3 ms a megapixel slower)
-WORTH_COMPILED_PX = 1 << 28
+# numba takes half a second to import, and saves it on so many pixels (the formulas below take 3 to 4 ms a megapixel more)
+WORTH_COMPILED_PX = 1 << 27
 
 
 def worth_compiling(pixels: int) -> bool:
@@ -42,7 +44,7 @@ def worth_compiling(pixels: int) -> bool:
 def add_quads(sums: Array, box: Box, out: Array, corner: Corner, compiled: bool = False) -> None:
     """``out[c, i, j]`` = sum of ``sums[c, 2i:2i+2, 2j:2j+2]``, in the box and from the corner (y, x) of ``out`` on.
 
-    The last row and column are repeated where the box's size is odd. Columns are summed first, which is of account for floats only.
+    The last row and column are repeated where the box's size is odd. Columns are summed first (floats would tell).
     """
     if compiled:
         from histomri.kernels import pyramid_compiled
@@ -53,7 +55,7 @@ def add_quads(sums: Array, box: Box, out: Array, corner: Corner, compiled: bool 
     half = (height + 1) // 2, (width + 1) // 2
     for plane, into in zip(sums, out, strict=True):
         part, to = plane[y : y + height, x : x + width], into[corner[0] : corner[0] + half[0], corner[1] : corner[1] + half[1]]
-        rows = np.empty((half[0], width), out.dtype)
+        rows = scratch("rows", (half[0], width), out.dtype)
         np.add(part[0 : height - 1 : 2], part[1::2], out=rows[: height // 2], dtype=out.dtype)
         if height % 2:
             np.add(part[-1], part[-1], out=rows[-1], dtype=out.dtype)
@@ -73,7 +75,7 @@ def round_sums(sums: Array, box: Box, shift: int, out: Array, compiled: bool = F
     kind = sums.dtype.type
     for plane, into in zip(sums, out, strict=True):
         value = plane[y : y + height, x : x + width]
-        even = value >> kind(shift)
+        even = np.right_shift(value, kind(shift), out=scratch("even", (height, width), sums.dtype))
         even &= kind(1)
         even += value
         even += kind((1 << (shift - 1)) - 1)

@@ -42,3 +42,16 @@ def round_sums(sums: Any, box: Box, shift: int, out: Any) -> None:
             for j in range(width):
                 value = row[j]
                 to[j] = (value + low + ((value >> by) & one)) >> by
+
+
+@njit(cache=True, nogil=True)
+def split_rgb(pixels: Any, box: Box, planes: Any, corner: Corner) -> None:
+    """Copy a box of contiguous (y, x, 3) pixels into contiguous ``planes`` (3, y, x), from their corner (y, x) on."""
+    y, x, height, width = box
+    for i in range(height):
+        row = pixels[y + i, x : x + width].reshape(-1)
+        red = planes[0, corner[0] + i, corner[1] : corner[1] + width]
+        green = planes[1, corner[0] + i, corner[1] : corner[1] + width]
+        blue = planes[2, corner[0] + i, corner[1] : corner[1] + width]
+        for j in range(width):
+            red[j], green[j], blue[j] = row[3 * j], row[3 * j + 1], row[3 * j + 2]

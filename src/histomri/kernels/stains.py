@@ -99,6 +99,9 @@ def concentrations(density: NDArray[Any], vectors: Float) -> Float32:
         raise ValueError(f"stain vectors must be independent, found {np.round(vectors, 3).tolist()}")
     flat = np.ascontiguousarray(density, np.float32).reshape(-1, density.shape[-1])
     out = flat @ np.linalg.pinv(vectors).astype(np.float32)
+    if np.allclose(vectors @ vectors.T, np.eye(count), rtol=0, atol=1e-9):
+        # of stains that share no colour each is what it is without the others
+        return np.maximum(out, 0).reshape(*density.shape[:-1], count)
     wrong = np.flatnonzero((out < 0).any(axis=1))
     if len(wrong):
         out[wrong] = _without_negatives(flat[wrong], vectors)
@@ -239,7 +242,11 @@ def _edge(x: Float, y: Float, spread: Float, given: float) -> tuple[float | None
 
 def strengths_of(density: NDArray[Any], vectors: Float) -> Float:
     """How strongly each stain (n,) came out in pixels of densities (m, c); not 0. See :func:`upper_quartile`."""
-    amounts = concentrations(density, vectors)
+    return strengths(concentrations(density, vectors))
+
+
+def strengths(amounts: Float32) -> Float:
+    """The same of concentrations (m, n)."""
     return np.array([upper_quartile(column, PRESENT) for column in amounts.T])
 
 

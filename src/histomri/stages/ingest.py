@@ -21,17 +21,17 @@ from histomri.io import omezarr, private, slides
 from histomri.io.publish import content_sha256, remove, whole
 from histomri.io.pyramid import Reading, ReadTile
 from histomri.io.regions import FoundSection, find_sections
-from histomri.io.sections import SectionManifest, open_tissue, write_manifest
+from histomri.io.sections import SectionManifest, write_manifest
 from histomri.io.shards import encoder, room_for
+from histomri.stages.focus import add_quality
 from histomri.stages.stains import add_stains, check_stains
+from histomri.stages.tissue import MaskSettings, add_tissue
 
-LITTLE_TISSUE = 0.01
 BASE_MB = 350
 SAMPLE_PX = 512
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 # beside the manifest, so that the public folder of sections may be given away as it is
 KEPT = "kept"
-QUALITY_TILE_PX, QUALITY_TILES = 64, 200
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,8 @@ def convert(
         flags=(*flags, *info.notes),
         dropped=info.dropped,
     )
-    record = add_quality(add_tissue(record, settings, found.own if found else None))
+    record = add_tissue(record, mask_settings(settings), settings.storage, found.own if found else None)
+    record = add_quality(record, settings.codec, threads)
     return add_stains(record, section.stain, settings.stains, settings.registration_channel), digests
 
 
@@ -186,105 +187,16 @@ def found_region(section: Section, settings: IngestSettings) -> FoundSection | N
     return find_sections(section.file, count, settings.reading_order, section.channel)[place - 1]
 
 
-def add_tissue(record: SectionManifest, settings: IngestSettings, own: np.ndarray | None = None) -> SectionManifest:
-    """Find the tissue on the working level, write it as a label, and measure it.
-
-    ``own`` is bool over the section's extent, at any spacing: what of the tissue is no neighbour's on the slide.
-    """
-    from histomri.kernels.tissue import TissueParameters, find_tissue
-
-    fits = [k for k in range(record.levels) if max(record.level_grid(k).shape) <= settings.mask_px]
-    level = fits[0] if fits else record.levels - 1
-    planes = omezarr.open_array(record.store, str(level))[...]
-    parameters = TissueParameters(
+def mask_settings(settings: IngestSettings) -> MaskSettings:
+    """What the search for tissue wants to know."""
+    return MaskSettings(
+        mask_px=settings.mask_px,
         min_contrast=settings.mask_min_contrast,
         min_contrast_dark=settings.mask_min_contrast_dark,
-        min_share=settings.mask_min_piece,
+        min_piece=settings.mask_min_piece,
         max_hole=settings.mask_max_hole,
+        min_fraction=settings.min_tissue_fraction,
     )
-    tissue = find_tissue(np.moveaxis(planes, 0, -1), parameters)
-    if own is not None:
-        tissue = replace(tissue, mask=tissue.mask & nearby(own, tissue.mask.shape))
-    fraction = float(tissue.mask.mean())
-    is_empty = fraction < settings.min_tissue_fraction
-    mask = np.zeros_like(tissue.mask) if is_empty else tissue.mask
-    grid = record.level_grid(level)
-    masks, grids = omezarr.mask_pyramid(mask, grid, record.levels)
-    omezarr.write_label(record.store, "tissue", masks, grids, settings.storage)
-    area = float(mask.sum() * np.prod(grid.spacing_mm))
-    return replace(
-        record,
-        background=tissue.background,
-        inverted=tissue.inverted,
-        background_drift=tissue.drift,
-        tissue_level=level,
-        tissue_levels=len(masks),
-        tissue_area_mm2=area,
-        tissue_fraction=float(mask.mean()),
-        status="empty" if is_empty else "ok",
-        flags=(*record.flags, *tissue_flags(is_empty, fraction, area)),
-    )
-
-
-def add_quality(record: SectionManifest) -> SectionManifest:
-    """Measure focus on tiles of level 0, and the stain on the working level; nothing for an empty section."""
-    from histomri.kernels.focus import measure_focus, measure_stain, white_balance
-    from histomri.kernels.glass import density_over
-
-    if not record.is_usable:
-        return record
-    mask = open_tissue(record).data
-    array = omezarr.open_array(record.store, "0")
-
-    def tiles(where: np.ndarray) -> Iterator[np.ndarray]:
-        for y, x in spread_tiles(where, 2**record.tissue_level, record.shape):
-            planes = array[:, y : y + QUALITY_TILE_PX, x : x + QUALITY_TILE_PX]
-            yield density_over(np.moveaxis(planes, 0, -1), record.background, record.inverted).mean(axis=-1)
-
-    focus = measure_focus(tiles(mask), tiles(~grown_mask(mask)))
-    pixels = np.moveaxis(omezarr.open_array(record.store, str(record.tissue_level))[...], 0, -1)
-    stain = measure_stain(density_over(pixels, record.background, record.inverted)[mask])
-    return replace(
-        record,
-        sharpness=focus.sharpness,
-        soft_share=focus.soft_share,
-        mean_density=stain.density,
-        saturation=stain.saturation,
-        dynamic_range=stain.dynamic_range,
-        white_balance=white_balance(record.background),
-    )
-
-
-def grown_mask(mask: np.ndarray) -> np.ndarray:
-    """The tissue and what is within 2 % of the long side of it."""
-    from histomri.kernels.pieces import grown
-
-    return grown(mask, max(2, round(0.02 * max(mask.shape))))
-
-
-def spread_tiles(where: np.ndarray, factor: int, shape: tuple[int, int]) -> list[tuple[int, int]]:
-    """Level-0 corners (y, x) of at most ``QUALITY_TILES`` tiles that lie in ``where`` (``factor`` coarser), evenly chosen."""
-    import cv2
-
-    side = QUALITY_TILE_PX
-    # one tile for each pixel of ``where`` is enough to choose from, however large level 0 is
-    y, x = (np.arange(0, n - side + 1, max(side, factor)) for n in shape)
-    first, after = (y // factor, x // factor), ((y + side - 1) // factor + 1, (x + side - 1) // factor + 1)
-    sums = cv2.integral(where.astype(np.uint8))
-    held = sums[np.ix_(*after)] - sums[np.ix_(first[0], after[1])] - sums[np.ix_(after[0], first[1])] + sums[np.ix_(*first)]
-    inside = np.argwhere(held == np.outer(after[0] - first[0], after[1] - first[1]))
-    # by the golden ratio: spread over rows and columns alike, whatever the shape
-    chosen = np.sort(np.argsort((np.arange(len(inside)) * 0.6180339887) % 1.0, kind="stable")[:QUALITY_TILES])
-    return [(int(y[i]), int(x[j])) for i, j in inside[chosen]]
-
-
-def nearby(own: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A section's own tissue on another grid of the same extent, grown a little: it was seen more coarsely."""
-    import cv2
-
-    size = cv2.resize(own.astype(np.uint8), shape[::-1], interpolation=cv2.INTER_NEAREST)
-    reach = 1 + 2 * math.ceil(max(shape) / max(own.shape))
-    return np.asarray(cv2.dilate(size, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)), bool)
 
 
 def placeholder(
@@ -451,10 +363,3 @@ def damage_flags(section: Section, bad_tiles: int, tiles: int, max_share: float)
     if bad_tiles > max_share * tiles:
         raise bad(section, what, "copy the slide again from the scanner")
     return (what,)
-
-
-def tissue_flags(is_empty: bool, fraction: float, area_mm2: float) -> tuple[str, ...]:
-    """A flag for no tissue or very little of it."""
-    if is_empty:
-        return ("no tissue was found",)
-    return (f"little tissue: {area_mm2:.3g} mm2, {100 * fraction:.2g} % of the image",) if fraction < LITTLE_TISSUE else ()
