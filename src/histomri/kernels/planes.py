@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,6 +24,8 @@ def split_planes(
 
         split_rgb(pixels, box, planes, corner)
     elif is_plain and pixels.shape[2] == 3 and pixels.dtype in (np.uint8, np.uint16):
+        import cv2
+
         # by way of whole planes: into rows of larger ones OpenCV is five times slower
         own = scratch("split", (3, height, width), pixels.dtype)
         cv2.split(part, list(own))
