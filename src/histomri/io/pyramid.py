@@ -140,6 +140,7 @@ class PyramidWriter:
         planes = self._planes(0)
         for y, x, height, width in self._read(corner, size, planes):
             r, c = y // self.chunk_px, x // self.chunk_px
+            _pad(planes, (height, width), files.is_lossy)
             shard.add(r * (files.unit_px // files.chunk_px) + c, planes, files.encode)
             per_shard = self.unit_px // self.chunk_px
             self._add_up((0, row * per_shard + r, column * per_shard + c), planes, (height, width))
@@ -183,6 +184,7 @@ class PyramidWriter:
         files, planes, size = self.levels[level], self._planes(level), (sums.shape[1], sums.shape[2])
         _clear(planes, *size)
         to_pixels(sums, (0, 0, *size), level, planes, self.is_compiled)
+        _pad(planes, size, files.is_lossy)
         coded = self._buffer(level)
         coded.add(0, planes, files.encode)
         per_shard = files.unit_px // files.chunk_px
@@ -275,3 +277,11 @@ def _clear(planes: Pixels, height: int, width: int) -> None:
     """Make a chunk zero of which only that much lies in the image."""
     if (height, width) != planes.shape[1:]:
         planes[...] = 0
+
+
+def _pad(planes: Pixels, size: tuple[int, int], is_lossy: bool) -> None:
+    """Go on with the last row and column beyond the image where a lossy codec would else smear the jump to 0 into it."""
+    height, width = size
+    if is_lossy and size != planes.shape[1:]:
+        planes[:, :height, width:] = planes[:, :height, width - 1 : width]
+        planes[:, height:] = planes[:, height - 1 : height]

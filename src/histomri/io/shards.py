@@ -7,6 +7,7 @@ little-endian uint64, both 2**64 - 1 for a chunk of zeros, which is not stored).
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import sys
@@ -36,6 +37,8 @@ def encoder(codec: str, itemsize: int) -> Encode:
         return lambda chunk, place: _put(chunk.tobytes(), place)
     if codec == "zstd":
         return _zstd
+    if codec in ("jpeg", "jpegxl"):
+        return _picture(codec)
     name = codec.removeprefix("blosc-")
     blosc = numcodecs.Blosc(cname=name, clevel=3, shuffle=numcodecs.Blosc.BITSHUFFLE, typesize=itemsize)
     return lambda chunk, place: _put(blosc.encode(chunk), place)
@@ -54,12 +57,28 @@ def _zstd(chunk: Pixels, place: memoryview) -> int:
     return len(coder(chunk, level=1, out=place))
 
 
+def _picture(codec: str) -> Encode:
+    from histomri.io.picture_codecs import OPTIONS, encode_picture
+
+    options = OPTIONS[codec]
+    return lambda chunk, place: _put(encode_picture(codec, np.moveaxis(chunk, 0, -1), options), place)
+
+
+def _planes_of(codec: str, data: bytes) -> Pixels:
+    """The pixels (c, y, x) of a chunk stored as a picture."""
+    from histomri.io.picture_codecs import decode_picture
+
+    pixels = decode_picture(codec, data)
+    return np.ascontiguousarray(np.moveaxis(pixels, -1, 0)) if pixels.ndim == 3 else pixels
+
+
 def decoder(codec: str) -> Callable[[bytes], Any]:
     """The function that undoes :func:`encoder`: the bytes of a chunk. It raises whatever the codec does on bad bytes."""
     import imagecodecs
     import numcodecs
 
     decoders: dict[str, Callable[[bytes], Any]] = {"none": bytes, "zstd": imagecodecs.zstd_decode}
+    decoders |= {picture: functools.partial(_planes_of, picture) for picture in ("jpeg", "jpegxl")}
     return decoders.get(codec) or numcodecs.Blosc().decode
 
 
@@ -130,7 +149,7 @@ class ArrayFiles:
         self.is_sharded = array.shards is not None
         self.per_unit = (self.unit_px // self.chunk_px) ** 2
         self.digests: dict[str, str] = {}
-        self.encode = encoder(codec, self.dtype.itemsize)
+        self.encode, self.is_lossy = encoder(codec, self.dtype.itemsize), codec == "jpeg"
 
     def buffer(self) -> ShardBuffer:
         """Room for one unit of this array."""

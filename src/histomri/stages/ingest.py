@@ -136,8 +136,9 @@ def convert(
         left, top = section.region[:2] if section.region else (0, 0)
         granted = threads_within_memory(settings, spec, threads)
         reading = reading_of(slide, (top, left), granted, ProgressLog(spec))
-        check_space(folder, spec, reading.read_tile, settings.codec)
-        digests = omezarr.write_pyramid(folder, spec, reading, settings.storage)
+        storage, remarks = storage_of(spec, settings)
+        check_space(folder, spec, reading.read_tile, storage.codec)
+        digests = omezarr.write_pyramid(folder, spec, reading, storage)
         flags = damage_flags(section, slide.bad_tiles, slide.tiles, settings.max_bad_tiles)
     record = SectionManifest(
         section=section.id,
@@ -149,12 +150,20 @@ def convert(
         dtype=info.dtype,
         background=(),
         region=section.region,
-        flags=(*flags, *info.notes),
+        flags=(*flags, *info.notes, *remarks),
         dropped=info.dropped,
     )
-    record = add_tissue(record, mask_settings(settings), settings.storage, found.own if found else None)
-    record = add_quality(record, settings.codec, threads)
+    record = add_tissue(record, mask_settings(settings), storage, found.own if found else None)
+    record = add_quality(record, storage.codec, threads)
     return add_stains(record, section.stain, settings.stains, settings.registration_channel), digests
+
+
+def storage_of(spec: omezarr.PyramidSpec, settings: IngestSettings) -> tuple[omezarr.Storage, tuple[str, ...]]:
+    """How a section is stored; without loss, and with a flag that says so, where the chosen codec cannot hold its pixels."""
+    if omezarr.fits_codec(settings.codec, len(spec.channels), spec.dtype):
+        return settings.storage, ()
+    said = f"{len(spec.channels)} channels of {spec.dtype} cannot be stored as {settings.codec}: {omezarr.LOSSLESS[0]} is used"
+    return replace(settings.storage, codec=omezarr.LOSSLESS[0]), (said,)
 
 
 def reading_of(slide: slides.Slide, corner: tuple[int, int], threads: int, progress: Callable[[int], None]) -> Reading:
