@@ -110,7 +110,7 @@ def concentrations(density: NDArray[Any], vectors: Float) -> Float32:
 
 
 def _times(rows: Float32, matrix: Float32) -> Float32:
-    """``rows @ matrix`` a few thousand rows (m, c) at a time: of many at once BLAS makes threads, and waits for them for longer."""
+    """``rows @ matrix`` of (m, c) rows, a few thousand at a time: for many BLAS makes threads, and waits longer for them."""
     out = np.empty((len(rows), matrix.shape[1]), np.float32)
     for start in range(0, len(rows), ROWS):
         np.matmul(rows[start : start + ROWS], matrix, out=out[start : start + ROWS])

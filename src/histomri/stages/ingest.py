@@ -20,7 +20,7 @@ from histomri.core.errors import HistomriError, Problem
 from histomri.io import omezarr, private, slides
 from histomri.io.publish import content_sha256, remove, whole
 from histomri.io.pyramid import Reading, ReadTile
-from histomri.io.regions import FoundSection, find_sections
+from histomri.io.regions import FoundSection, sections_on
 from histomri.io.sections import SectionManifest, write_manifest
 from histomri.io.shards import encoder, room_for
 from histomri.stages.focus import add_quality
@@ -128,7 +128,7 @@ def convert(
     opened = slides.open_slide(section.file, section.channel, settings.max_plain_px, settings.focal_plane)
     with opened as slide, unchanged(slide):
         info = slide.info
-        found = found_region(section, settings)
+        found = found_region(section, slide, settings.reading_order)
         section = replace(section, region=found.region) if found else section
         grid = Grid(region_shape(section, info.shape), pixel_size(section, info, pixel_size_mm))
         levels = omezarr.level_count(grid.shape, settings.smallest_level_px)
@@ -188,12 +188,12 @@ def without_private(record: SectionManifest, section: Section, wanted: Sequence[
     return replace(record, dropped=dropped, dropped_metadata=tuple(f.name for f in left), kept=tuple(kept))
 
 
-def found_region(section: Section, settings: IngestSettings) -> FoundSection | None:
+def found_region(section: Section, slide: slides.Slide, reading_order: str) -> FoundSection | None:
     """Where the slide holds a section whose region is ``auto``; None where the sheet says. Raises ``InputError``."""
-    if section.auto_region is None or section.file is None:
+    if section.auto_region is None:
         return None
     place, count = section.auto_region
-    return find_sections(section.file, count, settings.reading_order, section.channel)[place - 1]
+    return sections_on(slide, count, reading_order).sections[place - 1]
 
 
 def mask_settings(settings: IngestSettings) -> MaskSettings:
