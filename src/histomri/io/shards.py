@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histomri.io.publish import digest_of
+from histomri.kernels.planes import split_planes
 
 if TYPE_CHECKING:
     import zarr
@@ -58,10 +59,18 @@ def _zstd(chunk: Pixels, place: memoryview) -> int:
 
 
 def _picture(codec: str) -> Encode:
+    import cv2
+
     from histomri.io.picture_codecs import OPTIONS, encode_picture
 
     options = OPTIONS[codec]
-    return lambda chunk, place: _put(encode_picture(codec, np.moveaxis(chunk, 0, -1), options), place)
+
+    def encode(chunk: Pixels, place: memoryview) -> int:
+        # NumPy takes as long to interleave the channels as the codec to code them
+        pixels = cv2.merge(list(chunk)) if len(chunk) == 3 else np.moveaxis(chunk, 0, -1)
+        return _put(encode_picture(codec, pixels, options), place)
+
+    return encode
 
 
 def _planes_of(codec: str, data: bytes) -> Pixels:
@@ -69,7 +78,12 @@ def _planes_of(codec: str, data: bytes) -> Pixels:
     from histomri.io.picture_codecs import decode_picture
 
     pixels = decode_picture(codec, data)
-    return np.ascontiguousarray(np.moveaxis(pixels, -1, 0)) if pixels.ndim == 3 else pixels
+    if pixels.ndim == 2:
+        return pixels
+    height, width, channels = pixels.shape
+    planes = np.empty((channels, height, width), pixels.dtype)
+    split_planes(pixels, (0, 0, height, width), planes, (0, 0))
+    return planes
 
 
 def decoder(codec: str) -> Callable[[bytes], Any]:
