@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from histomri.io.shards import ArrayFiles, ShardBuffer
+from histomri.io.shards import ArrayFiles, ShardBuffer, is_blank, room_for
 from histomri.kernels.planes import split_planes
 from histomri.kernels.pyramid import add_quads, sum_type, to_pixels, worth_compiling
 
@@ -61,10 +61,10 @@ class UnfinishedSums:
 
 @dataclass
 class UnfinishedShard:
-    """The coded chunks of a shard above level 0 by their number in it, and how many are still missing."""
+    """The coded chunks of a shard above level 0 by their number in it (where each lies, its length), and how many are missing."""
 
     missing: int
-    chunks: dict[int, bytes] = field(default_factory=dict)
+    chunks: dict[int, tuple[Pixels, int]] = field(default_factory=dict)
 
 
 class SpareSums:
@@ -185,19 +185,29 @@ class PyramidWriter:
         _clear(planes, *size)
         to_pixels(sums, (0, 0, *size), level, planes, self.is_compiled)
         _pad(planes, size, files.is_lossy)
-        coded = self._buffer(level)
-        coded.add(0, planes, files.encode)
         per_shard = files.unit_px // files.chunk_px
         at = level, row // per_shard, column // per_shard
-        shard = self._gathered(at, (row % per_shard) * per_shard + column % per_shard, bytes(coded.content))
+        shard = self._gathered(at, (row % per_shard) * per_shard + column % per_shard, self._coded(files, planes))
         if shard is None:
             return
-        coded.clear()
+        buffer = self._buffer(level)
         for number in sorted(shard.chunks):
-            coded.put(number, shard.chunks[number])
-        files.write(at[1], at[2], coded)
+            slot, length = shard.chunks[number]
+            buffer.put(number, slot.data[:length])
+        with self._lock:
+            for slot, _ in shard.chunks.values():
+                self._spare.give(slot)
+        files.write(at[1], at[2], buffer)
 
-    def _gathered(self, at: Place, number: int, chunk: bytes) -> UnfinishedShard | None:
+    def _coded(self, files: ArrayFiles, planes: Pixels) -> tuple[Pixels, int] | None:
+        """A chunk as coded, in memory that is used again, and its length; None for one of zeros."""
+        if is_blank(planes):
+            return None
+        with self._lock:
+            slot = self._spare.take((room_for(planes.nbytes),), np.dtype(np.uint8))
+        return slot, files.encode(planes, slot.data)
+
+    def _gathered(self, at: Place, number: int, chunk: tuple[Pixels, int] | None) -> UnfinishedShard | None:
         """Add a coded chunk to the shard at a place; the shard where that was its last."""
         level, row, column = at
         files = self.levels[level]
@@ -207,7 +217,7 @@ class PyramidWriter:
                 self._shards[at] = UnfinishedShard(-(-size[0] // files.chunk_px) * -(-size[1] // files.chunk_px))
             shard = self._shards[at]
             shard.missing -= 1
-            if chunk:
+            if chunk is not None:
                 shard.chunks[number] = chunk
             return self._shards.pop(at) if not shard.missing else None
 

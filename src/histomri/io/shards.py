@@ -101,6 +101,11 @@ def room_for(chunk_bytes: int) -> int:
     return chunk_bytes + (chunk_bytes >> 8) + 4096
 
 
+def is_blank(chunk: Pixels) -> bool:
+    """Whether all of a chunk is zero; nearly every one shows a pixel at once that is not."""
+    return not chunk[:, ::64, ::64].any() and not chunk.any()
+
+
 class ShardBuffer:
     """A shard in the making: coded chunks one after the other, in memory that is used again for the next one."""
 
@@ -119,23 +124,17 @@ class ShardBuffer:
 
     def add(self, number: int, chunk: Pixels, encode: Encode) -> None:
         """Code a contiguous chunk as that number, in C order; one that is all zero is left out, as the format has it."""
-        # nearly every chunk shows a pixel at once that is not zero
-        if not chunk[:, ::64, ::64].any() and not chunk.any():
+        if is_blank(chunk):
             return
         length = encode(chunk, memoryview(self._data)[self._end :])
         self._index[number] = self._end, length
         self._end += length
 
-    def put(self, number: int, coded: bytes) -> None:
+    def put(self, number: int, coded: memoryview) -> None:
         """Add a chunk that is already coded as that number."""
         self._data[self._end : self._end + len(coded)] = coded
         self._index[number] = self._end, len(coded)
         self._end += len(coded)
-
-    @property
-    def content(self) -> memoryview:
-        """The coded chunks so far, good until something is added."""
-        return memoryview(self._data)[: self._end]
 
     def file(self, is_sharded: bool) -> memoryview:
         """The bytes of the file: chunks, index and its CRC-32C; of the only chunk alone where there are no shards."""
