@@ -23,7 +23,7 @@ from histomri.kernels.glass import (
     is_dark_slide,
     local_background,
 )
-from histomri.kernels.ink import find_ink, without_ink
+from histomri.kernels.ink import find_ink, without_ink, without_nets
 from histomri.kernels.pieces import Bool, Float32, blurred, fill_holes, grown, medians, opened, pieces_of, strongest
 
 __all__ = ["DARK_MEDIAN", "Tissue", "TissueParameters", "find_tissue", "full_range_of", "tissue_bright"]
@@ -186,16 +186,34 @@ def find_tissue(pixels: NDArray[Any], parameters: TissueParameters | None = None
     signal = blurred(density.max(axis=-1), blur)
     if inverted:
         return Tissue(clean(signal > least, signal, np.zeros_like(signal, bool), limits), background, inverted)
-    textured, tinted = looks_alive(density, signal > least, scale)
+    nets = nets_filled(signal, least, limits) if density.shape[-1] == 3 else np.zeros(signal.shape, bool)
+    textured, tinted = looks_alive(density, (signal > least) | nets, scale)
     drift = drift_of_glass(density, least, textured | tinted)
     if np.ptp(drift.mean(axis=-1)) > MATTERS * least:
         density -= drift
         signal = blurred(density.max(axis=-1), blur)
-    raw = (signal > least) | faint_tissue(density, textured, tinted, signal > least, scale)
-    raw &= ~other_glass(raw & (signal < DARKEST_GLASS) & ~(textured | tinted), scale)
+    sure = (signal > least) | nets
+    raw = sure | faint_tissue(density, textured, tinted, sure, scale)
+    raw &= ~other_glass(raw & (signal < DARKEST_GLASS) & ~(textured | tinted | nets), scale)
     if density.shape[-1] == 3:
         raw = without_ink(raw, find_ink(density, raw, tinted))
     return Tissue(clean(raw, signal, tinted, limits), background, inverted, float(np.ptp(drift.mean(axis=-1))))
+
+
+def nets_filled(signal: Float32, least: float, limits: TissueParameters) -> Bool:
+    """Thin walls around many holes, and those holes, bool (y, x): fatty tissue, whose vacuoles are as pale as the glass.
+
+    The walls must stand out twice as far as tissue must: what hovers about the threshold is the glass with its noise.
+    """
+    walls = np.asarray(signal > least, bool)
+    if not walls.any():
+        return walls
+    walls &= ~without_nets(walls)
+    labels, stats = pieces_of(walls)
+    strong = medians(signal, labels, len(stats)) > 2 * least
+    strong[0] = False
+    walls = np.asarray(strong[labels], bool)
+    return fill_holes(walls, limits.max_hole * float(walls.sum())) if walls.any() else walls
 
 
 def spread(values: Float32, sigma_px: float) -> Float32:
