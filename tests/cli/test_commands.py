@@ -85,6 +85,32 @@ def test_new_finds_the_sections_on_each_slide(tmp_path: Path, capsys: pytest.Cap
     assert [s.auto_region for s in sections[6:]] == [(1, 3), (2, 3), (3, 3)]
 
 
+def test_regions_lists_and_draws_what_auto_finds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    slides, folder = tmp_path / "slides", tmp_path / "study"
+    slides.mkdir()
+    drawn = draw_sections(rows=1, columns=3, seed=1)
+    Image.fromarray(drawn.pixels).save(slides / "three.png")
+    Image.fromarray(np.full((200, 300, 3), 240, np.uint8)).save(slides / "empty.png")
+    main(["new", str(folder), "--slides", str(slides), "--sections-per-slide", "3"])
+    explicit = [s.region for s in read_sections(folder / "sections.tsv", 1.0) if s.region]
+    sheet = (folder / "sections.tsv").read_text()
+    for k, region in enumerate(explicit, start=1):
+        sheet = sheet.replace(",".join(map(str, region)), f"auto:{k}/3")
+    (folder / "sections.tsv").write_text(sheet)
+    text = (folder / "config.yaml").read_text().replace("# section_spacing_mm: 0.05", "section_spacing_mm: 0.05")
+    (folder / "config.yaml").write_text(text.replace("pixel_size_mm: null  # TO FILL IN", "pixel_size_mm: 0.05"))
+    capsys.readouterr()
+    assert main(["regions", str(folder / "config.yaml"), "--output", str(tmp_path / "pictures")]) == 1
+    said = capsys.readouterr().out
+    assert "empty.png: 3 sections were expected on the slide, 0 were found" in said
+    assert len(explicit) == 3 and all(",".join(map(str, region)) in said for region in explicit)
+    (picture,) = (tmp_path / "pictures").iterdir()
+    pixels = np.asarray(Image.open(picture)).astype(int)
+    assert pixels.shape == drawn.pixels.shape
+    for x, y, _, height in explicit:
+        assert np.abs(pixels[y + height // 2, x] - (220, 30, 30)).max() < 40, "the left side of its box"
+
+
 def test_new_runs_once_its_blanks_are_filled_in(slides: Path, tmp_path: Path) -> None:
     folder = tmp_path / "study"
     main(["new", str(folder), "--slides", str(slides)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,14 @@ import zarr
 
 from histomri.core import Grid
 from histomri.io import omezarr
+from histomri.io.picture_codecs import PictureCodec
 from histomri.io.publish import BLOCK_BYTES, content_sha256, digest_of
-from histomri.io.pyramid import Reading
+from histomri.io.pyramid import Reading, depth_first
+from histomri.io.shards import StoredLevel
 from histomri.kernels.pyramid import add_quads, sum_type, to_pixels
 
 STORAGE = {codec: omezarr.Storage(32, 96, codec) for codec in omezarr.CODECS}
+LOSSLESS = omezarr.LOSSLESS
 
 
 def picture(dtype: str, shape: tuple[int, ...] = (217, 331, 3)) -> Any:
@@ -31,7 +36,7 @@ def write(folder: Path, pixels: Any, storage: omezarr.Storage) -> dict[str, str]
     return omezarr.write_pyramid(folder, spec, Reading(lambda y, x, h, w: pixels[y : y + h, x : x + w]), storage)
 
 
-@pytest.mark.parametrize("codec", omezarr.CODECS)
+@pytest.mark.parametrize("codec", LOSSLESS)
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
 def test_tensorstore_reads_what_we_write(tmp_path: Path, codec: str, dtype: str) -> None:
     tensorstore = pytest.importorskip("tensorstore")
@@ -44,7 +49,7 @@ def test_tensorstore_reads_what_we_write(tmp_path: Path, codec: str, dtype: str)
     assert np.array_equal(opened[1, 90:120, 5:101].read().result(), pixels[90:120, 5:101, 1])
 
 
-@pytest.mark.parametrize("codec", omezarr.CODECS)
+@pytest.mark.parametrize("codec", LOSSLESS)
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_chunks_are_byte_for_byte_what_zarr_codes(tmp_path: Path, codec: str, dtype: str) -> None:
     pixels = picture(dtype, (96, 96, 2))
@@ -60,6 +65,63 @@ def test_chunks_are_byte_for_byte_what_zarr_codes(tmp_path: Path, codec: str, dt
         # zarr lays chunks out in another order; what counts is what the index points at
         chunks.append([data[int(at) : int(at + n)] for at, n in index])
     assert chunks[0] == chunks[1]
+
+
+def smooth(shape: tuple[int, ...], dtype: str = "uint8") -> Any:
+    """A picture without detail, which JPEG keeps to a few grey levels; bright at its ragged right and lower edges."""
+    y, x, c = np.ogrid[: shape[0], : shape[1], : shape[2]]
+    return (200 + 40 * np.sin(y / 60 + c / 9) * np.cos(x / 80)).astype(dtype)
+
+
+@pytest.mark.parametrize(("channels", "dtype"), [(3, "uint8"), (1, "uint8"), (3, "uint16"), (1, "uint16")])
+def test_jpegxl_keeps_every_pixel_of_every_level(tmp_path: Path, channels: int, dtype: str) -> None:
+    pixels = picture(dtype, (217, 331, channels))
+    for codec in ("jpegxl", "zstd"):
+        write(tmp_path / codec, pixels, STORAGE[codec])
+    for level in range(3):
+        found, wanted = (omezarr.open_array(tmp_path / codec, str(level))[...] for codec in ("jpegxl", "zstd"))
+        assert np.array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpeg_stays_near_the_pixels_up_to_the_ragged_edge(tmp_path: Path, channels: int) -> None:
+    pixels = smooth((217, 331, channels))
+    for codec in ("jpeg", "zstd"):
+        write(tmp_path / codec, pixels, STORAGE[codec])
+    for level in range(3):
+        found, wanted = (omezarr.open_array(tmp_path / codec, str(level))[...].astype(int) for codec in ("jpeg", "zstd"))
+        assert 0 < np.abs(found - wanted).max() <= 6
+
+
+def test_metadata_of_pictures_are_those_of_imagecodecs_zarr(tmp_path: Path) -> None:
+    """The names and options that ``imagecodecs.zarr`` 2026.10.10 reads, and the axes in the order of a picture."""
+    for codec in ("jpeg", "jpegxl"):
+        write(tmp_path / codec, smooth((217, 331, 3)), STORAGE[codec])
+        (sharding,) = json.loads((tmp_path / codec / "0" / "zarr.json").read_text())["codecs"]
+        transpose, picture_codec = sharding["configuration"]["codecs"]
+        assert transpose == {"name": "transpose", "configuration": {"order": [1, 2, 0]}}
+        assert picture_codec["name"] == f"imagecodecs_{codec}"
+        known = {"level", "subsampling"} if codec == "jpeg" else {"effort", "lossless"}
+        assert set(picture_codec["configuration"]) == known
+
+
+def test_a_picture_codec_with_options_of_others_says_what_reads_it() -> None:
+    with pytest.raises(ValueError, match="tables: install imagecodecs-zarr"):
+        PictureCodec.from_dict({"name": "imagecodecs_jpeg", "configuration": {"tables": "AA=="}})
+
+
+@pytest.mark.parametrize("codec", omezarr.CODECS)
+@pytest.mark.parametrize("shape", [(217, 331, 3), (20, 30, 3), (96, 97, 1)])
+def test_small_boxes_are_what_zarr_reads(tmp_path: Path, codec: str, shape: tuple[int, int, int]) -> None:
+    write(tmp_path / "a", picture("uint8", shape), STORAGE[codec])
+    array = omezarr.open_array(tmp_path / "a", "0")
+    whole, side = array[...], 17
+    corners = [(y, x) for y in range(0, shape[0] - side + 1, 23) for x in range(0, shape[1] - side + 1, 19)]
+    for threads in (1, 3):
+        found = list(StoredLevel(array, tmp_path / "a" / "0", codec).boxes(corners, side, threads))
+        ordered = sorted(corners, key=lambda at: (at[0] // array.chunks[1], at[1] // array.chunks[2], at))
+        assert len(found) == len(corners) > 0
+        assert all(np.array_equal(box, whole[:, y : y + side, x : x + side]) for box, (y, x) in zip(found, ordered, strict=True))
 
 
 def test_zeros_are_not_stored_and_read_as_zeros(tmp_path: Path) -> None:
@@ -120,3 +182,13 @@ def test_sums_of_extreme_pixels_stay_exact_at_every_level(dtype: str, level: int
         pixels = np.zeros(sums.shape, kind)
         to_pixels(sums, (0, 0, 1, len(values)), level, pixels)
         assert pixels[0, 0].tolist() == np.rint(values / 2).tolist()
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 5), (8, 8), (1, 7)])
+def test_the_walk_completes_fours_one_after_the_other(rows: int, columns: int) -> None:
+    order = depth_first(rows, columns)
+    assert sorted(order) == [(r, c) for r in range(rows) for c in range(columns)]
+    for factor in (2, 4, 8):
+        parents = [(r // factor, c // factor) for r, c in order]
+        changes = 1 + sum(a != b for a, b in itertools.pairwise(parents))
+        assert changes == len(set(parents))

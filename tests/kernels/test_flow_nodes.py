@@ -41,6 +41,19 @@ def test_terms_are_their_formula() -> None:
     np.testing.assert_allclose(terms, expected, rtol=2e-3, atol=2e-4)
 
 
+def _with_extras(look: Looks) -> Looks:
+    outline, colour = ndimage.gaussian_filter(RANDOM.normal(size=(2, *look.weight.shape)), (0, 1, 1)).astype(np.float32) * 4
+    return replace(look, outline=outline, colour=colour)
+
+
+def test_outline_and_colour_are_their_formula() -> None:
+    fixed, moving = _with_extras(FIXED), _with_extras(MOVING)
+    given = fixed, moving, GAIN, FIELD, STRIDE, OFFSET, 0.7
+    terms = node_terms(*given, 0.3)
+    np.testing.assert_allclose(terms, node_terms_reference(*given, 0.3), rtol=2e-3, atol=4e-4)
+    assert np.abs(terms - node_terms(*given, 3.0))[..., :6].max() > 0.1, "the colour's own scale must count"
+
+
 def test_force_is_half_the_slope_of_the_cost_where_images_agree_in_slope() -> None:
     """Of one image against itself the mean of both gradients is its gradient."""
     y, x = np.meshgrid(np.arange(40.0), np.arange(40.0), indexing="ij")

@@ -5,15 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from histomri.kernels import planes, pyramid, pyramid_compiled
+from histomri.kernels import planes, pyramid
 
 RNG = np.random.default_rng(5)
-
-
-@pytest.fixture(autouse=True)
-def few_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The formulas, not the compiled forms, are called through the module."""
-    monkeypatch.setattr(pyramid, "_met", [-(1 << 40)])
 
 
 @pytest.mark.parametrize("box", [(0, 0, 8, 8), (1, 2, 7, 9), (3, 0, 1, 1), (2, 3, 1, 6), (0, 1, 5, 2)])
@@ -23,7 +17,7 @@ def test_sums_of_four_are_the_same_for_odd_boxes_and_all_types(box: tuple[int, i
     below = below.astype(pyramid.sum_type(kind, level - 1) if level > 1 else kind)
     found, wanted = (np.full((2, 6, 8), 7, pyramid.sum_type(kind, level)) for _ in range(2))
     pyramid.add_quads(below, box, found, (1, 1))
-    pyramid_compiled.add_quads(below, box, wanted, (1, 1))
+    pyramid.add_quads(below, box, wanted, (1, 1), compiled=True)
     assert np.array_equal(found, wanted) and (found != 7).sum() == 2 * -(-box[2] // 2) * -(-box[3] // 2)
 
 
@@ -33,19 +27,24 @@ def test_rounding_is_the_same(level: int) -> None:
     sums[0, 0, :4] = 4**level // 2 * np.array([1, 3, 5, 7])  # halves go to the even side
     found, wanted = np.zeros((3, 7, 9), np.uint8), np.zeros((3, 7, 9), np.uint8)
     pyramid.round_sums(sums, (0, 0, 6, 9), 2 * level, found)
-    pyramid_compiled.round_sums(sums, (0, 0, 6, 9), 2 * level, wanted)
+    pyramid.round_sums(sums, (0, 0, 6, 9), 2 * level, wanted, compiled=True)
     assert np.array_equal(found, wanted)
     assert np.array_equal(found[:, :6], np.rint(sums[:, :6] / 4.0**level))
 
 
-def test_planes_are_the_same() -> None:
-    pixels = RNG.integers(0, 256, (9, 8, 3)).astype(np.uint8)
-    found, wanted = np.zeros((3, 7, 7), np.uint8), np.zeros((3, 7, 7), np.uint8)
-    planes.split_planes(pixels, (2, 1, 6, 5), found, (1, 2))
-    pyramid_compiled.split_rgb(pixels, (2, 1, 6, 5), wanted, (1, 2))
-    assert np.array_equal(found, wanted) and found.any()
+@pytest.mark.parametrize("kind", ["u1", "u2", "f4", "i2"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_planes_hold_each_channel_in_its_place(kind: str, channels: int, compiled: bool) -> None:
+    pixels = RNG.integers(0, 256, (9, 8, channels)).astype(kind)
+    for source in (pixels, np.repeat(pixels, 2, axis=1)[:, ::2]):
+        found = np.full((channels, 7, 7), 3, kind)
+        planes.split_planes(source, (2, 1, 6, 5), found, (1, 2), compiled)
+        wanted = np.full((channels, 7, 7), 3, kind)
+        for c in range(channels):
+            wanted[c, 1:7, 2:7] = pixels[2:8, 1:6, c]
+        assert np.array_equal(found, wanted)
 
 
-def test_compiled_forms_take_over_after_a_few_megapixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pyramid, "_met", [0])
-    assert not pyramid.many_pixels(1 << 22) and pyramid.many_pixels(1)
+def test_only_large_images_import_the_compiler() -> None:
+    assert not pyramid.worth_compiling(100_000_000) and pyramid.worth_compiling(1_000_000_000)

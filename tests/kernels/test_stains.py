@@ -95,6 +95,38 @@ def test_colours_within_two_degrees_however_rare_noisy_or_compressed(
     assert (angle_deg(found.vectors, true) < TOLERANCE_DEG).all(), angle_deg(found.vectors, true)
 
 
+@pytest.mark.parametrize(
+    "kind",
+    ["luxol-fast-blue-nissl", "luxol-fast-blue-eosin", "luxol-fast-blue-pas", "hematoxylin-pas", "hematoxylin-alcian-blue"],
+)
+@pytest.mark.parametrize("rare", [0.5, 0.1])
+def test_myelin_and_sugar_stains_within_two_degrees(kind: str, rare: float) -> None:
+    """Luxol fast blue and a Nissl stain lie closest, 21 degrees apart."""
+    true = turned(given(kind), 8, seed=round(100 * rare))
+    c, tissue = scene(rare, seed=5)
+    found = estimate_colours(worked(photographed(c, true, 3, 85, 0.02, 5), tissue), BACKGROUND, given(kind))
+    assert found.found == (True, True)
+    assert (angle_deg(found.vectors, true) < TOLERANCE_DEG).all(), angle_deg(found.vectors, true)
+
+
+@pytest.mark.parametrize("kind", ["luxol-fast-blue", "silver", "dab"])
+def test_a_stain_alone_within_two_degrees(kind: str) -> None:
+    true = turned(given(kind), 8, seed=2)
+    c, tissue = scene(0.5, seed=5)
+    pixels = photographed(c.sum(axis=-1, keepdims=True), true, 3, 85, 0.02, 5)
+    found = estimate_colours(worked(pixels, tissue), BACKGROUND, given(kind))
+    assert found.found == (True,) and angle_deg(found.vectors, true)[0] < TOLERANCE_DEG
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_products_in_pieces_are_the_product(count: int) -> None:
+    """More pixels than are multiplied at a time, and no multiple of that."""
+    density = np.random.default_rng(0).random((9001, 3), np.float32)
+    vectors = unit(np.array([[0.6, 0.7, 0.3], [0.1, 0.9, 0.2], [0.3, 0.5, 0.8]])[:count])
+    alone = np.concatenate([concentrations(density[i : i + 1], vectors) for i in range(4090, 4100)])
+    assert np.allclose(concentrations(density, vectors)[4090:4100], alone, atol=1e-6)
+
+
 def test_percentiles_fail_where_the_noise_has_an_edge() -> None:
     """Macenko's percentiles, as published, on the same pixels: what this module is there for."""
     kind = given("hematoxylin-eosin")

@@ -9,8 +9,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
 
-from histomri.kernels.tissue import find_tissue
+from histomri.kernels.tissue import find_background, find_tissue
 from histomri.testing import artefacts
 from histomri.testing.slides import add_artefacts, label_image, render_section
 from histomri.testing.spec import SMALL
@@ -92,6 +93,16 @@ def test_fluorescence_on_black_in_16_bit() -> None:
     assert dice(tissue.mask, truth) > 0.93
 
 
+@pytest.mark.parametrize("is_dark", [False, True])
+def test_the_background_alone_is_that_of_the_tissue(is_dark: bool) -> None:
+    pixels = np.full((120, 160, 3), (240, 236, 231), np.uint8)
+    pixels[30:90, 40:120] = (150, 90, 140)
+    pixels = 255 - pixels if is_dark else pixels
+    found = find_tissue(pixels)
+    assert find_background(pixels) == (found.background, found.inverted)
+    assert found.inverted == is_dark
+
+
 def test_an_empty_slide_holds_no_tissue() -> None:
     assert find_tissue(glass()).mask.sum() == 0
     assert find_tissue(np.full((47, 54, 1), 255, np.uint8)).mask.sum() == 0
@@ -142,6 +153,30 @@ def test_thin_walls_of_another_hue_than_the_rest_are_not_taken_for_pen_strokes()
     slide = stained(stained(glass((600, 800)), walls & ~solid, (150, 155, 215)), solid, (165, 125, 95))
     outside = (x > 70) & (x < 730) & (y > 60) & (y < 540) & ~solid
     assert find_tissue(slide).mask[outside].mean() > 0.9
+
+
+def fat(shape: tuple[int, int], pixel_um: float, wall_um: float, cell_um: float = 80.0, over: int = 3) -> Any:
+    """Fat cells on glass, (y, x, 3): vacuoles without any stain, walls of a few micrometres, averaged over each pixel."""
+    rng, step = np.random.default_rng(3), cell_um / pixel_um
+    sites = np.stack(np.mgrid[0 : shape[0] + step : step, 0 : shape[1] + step : step], axis=-1).reshape(-1, 2)
+    sites = sites + rng.uniform(-0.35, 0.35, sites.shape) * step
+    fine = np.stack(np.mgrid[: shape[0] * over, : shape[1] * over], axis=-1).reshape(-1, 2) / over
+    distance = cKDTree(sites).query(fine, k=2)[0]
+    wall = (np.diff(distance)[:, 0] < wall_um / pixel_um).reshape(shape[0] * over, shape[1] * over).astype(np.float32)
+    share = cv2.resize(wall, shape[::-1], interpolation=cv2.INTER_AREA)[..., None]
+    return 240 - share * (240 - np.array([205.0, 110.0, 160.0]))
+
+
+@pytest.mark.parametrize(("pixel_um", "wall_um"), [(3, 2), (3, 4), (6, 2), (6, 4), (12, 4), (30, 4)])
+def test_fatty_tissue_is_found_although_most_of_it_is_glass(pixel_um: float, wall_um: float) -> None:
+    """From pixels that show every wall to pixels as large as a cell; alone, and beside lean tissue."""
+    truth = ellipse((240, 320), centre=(160, 120), axes=(90, 65))
+    noise = np.random.default_rng(4).normal(0, 1.5, (*truth.shape, 3))
+    fatty = fat((240, 320), pixel_um, wall_um)
+    alone = np.clip(np.where(truth[..., None], fatty, 240) + noise, 0, 255).astype(np.uint8)
+    beside = stained(alone, truth & (np.arange(320) < 160))
+    assert dice(find_tissue(alone).mask, truth) > 0.8
+    assert dice(find_tissue(beside).mask, truth) > 0.9
 
 
 def test_islands_stained_as_the_tissue_stay_and_grey_dirt_goes() -> None:

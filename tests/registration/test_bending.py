@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numba
@@ -103,8 +104,9 @@ def test_twice_the_same_goal_is_one(fixed: Pyramid, moving: Pyramid) -> None:
     np.testing.assert_allclose(one, two, atol=1e-3)
 
 
+@pytest.mark.parametrize("mended", [False, True])
 @pytest.mark.parametrize("case", ["noise", "checkers", "turned", "loose"])
-def test_it_never_folds_whatever_it_is_given(case: str, fixed: Pyramid) -> None:
+def test_it_never_folds_whatever_it_is_given(case: str, mended: bool, fixed: Pyramid) -> None:
     image, mask = TISSUE.image(centred(116, 0.11))
     plan = SOFT
     if case == "noise":
@@ -115,6 +117,7 @@ def test_it_never_folds_whatever_it_is_given(case: str, fixed: Pyramid) -> None:
         image, mask = image.with_data(image.data[::-1].copy()), mask.with_data(mask.data[::-1].copy())
     else:
         plan = Plan(Bending(alpha=1e-4, window=0.0, ridge=1e-3), stride=2)
+    plan = replace(plan, bending=replace(plan.bending, mended=mended))
     field = bend_plane([Goal(fixed)], masked_pyramid(image, mask), np.eye(3), GRID, plan)
     assert np.isfinite(field.values).all()
     assert field.jacobian_determinant().min() > 0

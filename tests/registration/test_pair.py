@@ -14,7 +14,8 @@ from synthetic import Tissue, apart, centred, rigid
 from histomri.core import Grid, Image, RegistrationError
 from histomri.registration.channels import box_average, make_channels, resample_to
 from histomri.registration.pair import Prepared, at_spacing, prepare, register_pair
-from histomri.registration.search import rigid_search, rotation
+from histomri.registration.samples import Channels
+from histomri.registration.search import _canvas, _turned, rigid_search, rotation
 
 TISSUE = Tissue(2)
 ANGLES = np.arange(0.0, 360.0, 6.0)
@@ -39,6 +40,17 @@ def test_search_finds_every_angle_face_and_shift(fixed: Prepared, angle: float, 
     assert best.mirrored == mirrored
     assert abs((best.angle_deg - angle + 180) % 360 - 180) <= 3.0
     assert apart(best.matrix, truth) < 0.35
+
+
+@pytest.mark.parametrize("size", [80, 81])
+@pytest.mark.parametrize("step_deg", [10.0, 36.0])
+def test_a_quarter_turn_of_a_turned_image_is_the_image_turned_further(size: int, step_deg: float) -> None:
+    data = np.zeros((40, 50, 2), np.float32)
+    data[8:30, 10:40] = np.random.default_rng(0).random((22, 30, 2))
+    channels = Channels(Grid((40, 50), 1.0), data, np.ones((40, 50), np.float32))
+    middle, angles = np.array([19.3, 25.1]), np.arange(0.0, 180.0, step_deg)
+    expected = np.stack([_canvas(channels, middle, rotation(a), (size, size)) for a in angles])
+    np.testing.assert_allclose(_turned(channels, middle, angles, size), expected, atol=1e-5)
 
 
 def test_search_returns_distinct_candidates_best_first(fixed: Prepared) -> None:

@@ -20,6 +20,7 @@ from histomri.kernels.folding import least_jacobian
 from histomri.kernels.interpolate import warp
 from histomri.registration import volumetric
 from histomri.registration.alignment import Guide, View
+from histomri.registration.mending import unfolded
 from histomri.registration.volumetric import (
     DEFAULTS,
     MIN_JACOBIAN,
@@ -39,7 +40,6 @@ from histomri.registration.volumetric import (
     mirror_lead,
     register_volumes,
     stiffened,
-    unfolded,
 )
 from histomri.transforms import Affine, DisplacementField
 

@@ -12,7 +12,8 @@ import pytest
 from histomri.core import Section
 from histomri.evaluation.acceptance import Evidence, Thresholds, flag_sections
 from histomri.io.sections import SectionManifest, read_manifest
-from histomri.stages.ingest import QUALITY_TILE_PX, QUALITY_TILES, IngestSettings, ingest_section, spread_tiles
+from histomri.stages.focus import QUALITY_TILE_PX, QUALITY_TILES, spread_tiles
+from histomri.stages.ingest import IngestSettings, ingest_section
 from histomri.testing.slides import add_artefacts, render_section, write_slide
 from histomri.testing.spec import SMALL
 from histomri.testing.truth import draw_truth

@@ -243,6 +243,6 @@ def test_progress_is_said_in_bytes_and_seconds_and_not_too_often(
 
 def test_threads_are_fewer_where_memory_is_short_but_never_none() -> None:
     spec = omezarr.PyramidSpec("a", stage.Grid((80000, 100000), np.ones(2)), slides.base.RGB, "uint8", 10)
-    settings = [IngestSettings(max_memory_mb=mb) for mb in (400, 1200, 100_000)]
+    settings = [IngestSettings(max_memory_mb=mb) for mb in (400, 700, 100_000)]
     granted = [stage.threads_within_memory(s, spec, 8) for s in settings]
     assert granted[0] == 1 and 2 <= granted[1] < 8 and granted[2] == 8

@@ -18,6 +18,7 @@ from histomri.core.errors import HistomriError
 COMMANDS = {
     "new": "write a commented config and sheets for a study, filled from the slides found",
     "check": "find everything that is wrong with a study, before anything is computed",
+    "regions": "list and draw the sections that are found on slides with several",
     "run": "run the whole workflow on a study",
     "summary": "print a finished study's results in a few lines",
     "map": "map points between sections, slides, blocks and the MRI",

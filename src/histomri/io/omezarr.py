@@ -9,7 +9,7 @@ exact sums, rounded only when written, so that rounding does not add up over the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 VERSION = "0.5"
 SPACE_AXES = ("z", "y", "x")
-CODECS = ("zstd", "blosc-zstd", "blosc-lz4", "none")
+LOSSLESS = ("zstd", "blosc-zstd", "blosc-lz4", "none")
+# pictures in place of arrays: only programs with the package imagecodecs-zarr open them (``io.picture_codecs``)
+CODECS = (*LOSSLESS, "jpegxl", "jpeg")
 COLOURS = {"red": "FF0000", "green": "00FF00", "blue": "0000FF", "dapi": "0000FF", "fitc": "00FF00", "cy5": "FF0000"}
 
 Pixels = NDArray[Any]
@@ -93,8 +95,26 @@ def channel_metadata(channels: Sequence[str], dtype: DTypeLike) -> dict[str, Any
     return {"channels": entries}
 
 
+def fits_codec(codec: str, channels: int, dtype: DTypeLike) -> bool:
+    """Whether a codec can hold such pixels: JPEG and JPEG XL hold one channel or three, of 8 bits, JPEG XL of 16 too."""
+    kinds = {"jpeg": ("uint8",), "jpegxl": ("uint8", "uint16")}
+    return codec in LOSSLESS or (channels in (1, 3) and np.dtype(dtype).name in kinds[codec])
+
+
+def coding(codec: str, ndim: int) -> dict[str, Any]:
+    """How ``create_array`` is told a codec (one of ``CODECS``)."""
+    if codec in LOSSLESS:
+        return {"compressors": compressors(codec)}
+    from zarr.codecs import TransposeCodec
+
+    from histomri.io.picture_codecs import picture_serializer
+
+    assert ndim == 3
+    return {"filters": [TransposeCodec(order=(1, 2, 0))], "serializer": picture_serializer(codec), "compressors": []}
+
+
 def compressors(codec: str) -> list[Any]:
-    """The zarr codecs of a codec name (one of ``CODECS``); all are lossless and deterministic."""
+    """The zarr codecs of a codec name (one of ``LOSSLESS``), all deterministic."""
     from zarr.codecs import BloscCname, BloscCodec, BloscShuffle, ZstdCodec
 
     if codec == "none":
@@ -116,7 +136,7 @@ def create_level(group: zarr.Group, path: str, shape: tuple[int, ...], dtype: DT
         dtype=np.dtype(dtype),
         chunks=(*shape[:-2], chunk, chunk),
         shards=shards,
-        compressors=compressors(storage.codec),
+        **coding(storage.codec, len(shape)),
         fill_value=0,
         dimension_names=names,
     )
@@ -159,7 +179,7 @@ def write_pyramid(folder: Path, spec: PyramidSpec, reading: Reading, storage: St
     count = len(spec.channels)
     arrays = [create_level(group, str(k), (count, *grid.shape), spec.dtype, storage) for k, grid in enumerate(grids)]
     levels = [ArrayFiles(folder / str(k), array, storage.codec) for k, array in enumerate(arrays)]
-    PyramidWriter(levels, storage.shard_px, reading).write()
+    PyramidWriter(levels, storage.chunk_px, storage.shard_px, reading).write()
     return {name: digest for level in levels for name, digest in level.digests.items()}
 
 
@@ -171,6 +191,7 @@ def write_label(folder: Path, name: str, masks: Sequence[Pixels], grids: Sequenc
     """
     import zarr
 
+    lossless = storage if storage.codec in LOSSLESS else replace(storage, codec=LOSSLESS[0])
     labels = zarr.open_group(str(folder / "labels"), mode="a", zarr_format=3)
     known = list(labels.attrs.get("ome", {}).get("labels", []))  # type: ignore[union-attr, arg-type, call-overload]
     labels.attrs["ome"] = {"version": VERSION, "labels": sorted({*known, name})}
@@ -182,7 +203,7 @@ def write_label(folder: Path, name: str, masks: Sequence[Pixels], grids: Sequenc
     }
     group = labels.create_group(name, attributes={"ome": ome})
     for level, mask in enumerate(masks):
-        create_level(group, str(level), mask.shape, np.uint8, storage)[...] = mask.astype(np.uint8)
+        create_level(group, str(level), mask.shape, np.uint8, lossless)[...] = mask.astype(np.uint8)
 
 
 def mask_pyramid(mask: NDArray[np.bool_], grid: Grid, levels: int) -> tuple[list[NDArray[np.bool_]], list[Grid]]:
@@ -199,6 +220,8 @@ def mask_pyramid(mask: NDArray[np.bool_], grid: Grid, levels: int) -> tuple[list
 def open_array(store: str | Path, path: str) -> Any:
     """The zarr array at ``path`` inside a store, read only. The folder is never enumerated (Snakemake's marks lie in it)."""
     import zarr
+
+    import histomri.io.picture_codecs  # noqa: F401  (registers codecs)
 
     return zarr.open_array(str(Path(store) / path), mode="r", zarr_format=3)
 

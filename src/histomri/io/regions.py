@@ -55,28 +55,47 @@ def overview(slide: slides.Slide, longest: int = OVERVIEW_PX) -> tuple[NDArray[n
     return np.concatenate(parts), factor * ratio
 
 
+@dataclass(frozen=True, eq=False)
+class SlideSections:
+    """The ``sections`` of a slide in reading order, and the ``overview`` (y, x, c) that they were found on.
+
+    ``factor`` is the side of one of its pixels in level-0 pixels.
+    """
+
+    sections: tuple[FoundSection, ...]
+    overview: NDArray[np.float32]
+    factor: float
+
+
 def find_sections(
     path: Path, count: int | None = None, order: str = "row-major", channel: str | None = None
-) -> list[FoundSection]:
+) -> tuple[FoundSection, ...]:
+    """The sections on a slide file; see :func:`sections_on`. Raises ``InputError`` also where it cannot be read."""
+    with slides.open_slide(path, channel) as slide:
+        return sections_on(slide, count, order).sections
+
+
+def sections_on(slide: slides.Slide, count: int | None = None, order: str = "row-major") -> SlideSections:
     """The sections on a slide in reading order (one of ``READING_ORDERS``); ``count`` says how many there are, None finds out.
 
-    Raises ``InputError`` where the slide cannot be read, or holds fewer pieces of tissue than ``count``.
+    Raises ``InputError`` where it holds fewer pieces of tissue than ``count``.
     """
     from histomri.kernels.groups import box_of, reading_order, section_groups
     from histomri.kernels.tissue import find_tissue
 
-    with slides.open_slide(path, channel) as slide:
-        pixels, factor = overview(slide)
-        shape, kind = slide.info.shape, np.dtype(slide.info.dtype)
+    pixels, factor = overview(slide)
+    kind = np.dtype(slide.info.dtype)
     mask = find_tissue(np.rint(pixels).astype(kind) if kind.kind in "ui" else pixels).mask
     groups = section_groups(mask, count)
     if count is not None and len(groups) != count:
         what = f"{count} sections were expected on the slide, {len(groups)} were found"
-        raise InputError(Problem(str(path), what, "correct the number, or give each section its region as x,y,width,height"))
+        remedy = "correct the number, or give each section its region as x,y,width,height"
+        raise InputError(Problem(str(slide.info.path), what, remedy))
     boxes = [box_of(g) for g in groups]
     ordered = reading_order(boxes, order)
     margins = [margin_of(boxes, i) for i in range(len(boxes))]
-    return [cut_out(groups[i], boxes[i], margins[i], factor, shape) for i in ordered]
+    found = tuple(cut_out(groups[i], boxes[i], margins[i], factor, slide.info.shape) for i in ordered)
+    return SlideSections(found, pixels, factor)
 
 
 def margin_of(boxes: Sequence[tuple[int, int, int, int]], i: int) -> int:

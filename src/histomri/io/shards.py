@@ -7,8 +7,12 @@ little-endian uint64, both 2**64 - 1 for a chunk of zeros, which is not stored).
 
 from __future__ import annotations
 
+import functools
+import itertools
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histomri.io.publish import digest_of
+from histomri.kernels.planes import split_planes
 
 if TYPE_CHECKING:
     import zarr
@@ -33,6 +38,8 @@ def encoder(codec: str, itemsize: int) -> Encode:
         return lambda chunk, place: _put(chunk.tobytes(), place)
     if codec == "zstd":
         return _zstd
+    if codec in ("jpeg", "jpegxl"):
+        return _picture(codec)
     name = codec.removeprefix("blosc-")
     blosc = numcodecs.Blosc(cname=name, clevel=3, shuffle=numcodecs.Blosc.BITSHUFFLE, typesize=itemsize)
     return lambda chunk, place: _put(blosc.encode(chunk), place)
@@ -51,9 +58,52 @@ def _zstd(chunk: Pixels, place: memoryview) -> int:
     return len(coder(chunk, level=1, out=place))
 
 
+def _picture(codec: str) -> Encode:
+    import cv2
+
+    from histomri.io.picture_codecs import OPTIONS, encode_picture
+
+    options = OPTIONS[codec]
+
+    def encode(chunk: Pixels, place: memoryview) -> int:
+        # NumPy takes as long to interleave the channels as the codec to code them
+        pixels = cv2.merge(list(chunk)) if len(chunk) == 3 else np.moveaxis(chunk, 0, -1)
+        return _put(encode_picture(codec, pixels, options), place)
+
+    return encode
+
+
+def _planes_of(codec: str, data: bytes) -> Pixels:
+    """The pixels (c, y, x) of a chunk stored as a picture."""
+    from histomri.io.picture_codecs import decode_picture
+
+    pixels = decode_picture(codec, data)
+    if pixels.ndim == 2:
+        return pixels
+    height, width, channels = pixels.shape
+    planes = np.empty((channels, height, width), pixels.dtype)
+    split_planes(pixels, (0, 0, height, width), planes, (0, 0))
+    return planes
+
+
+def decoder(codec: str) -> Callable[[bytes], Any]:
+    """The function that undoes :func:`encoder`: the bytes of a chunk. It raises whatever the codec does on bad bytes."""
+    import imagecodecs
+    import numcodecs
+
+    decoders: dict[str, Callable[[bytes], Any]] = {"none": bytes, "zstd": imagecodecs.zstd_decode}
+    decoders |= {picture: functools.partial(_planes_of, picture) for picture in ("jpeg", "jpegxl")}
+    return decoders.get(codec) or numcodecs.Blosc().decode
+
+
 def room_for(chunk_bytes: int) -> int:
     """Bytes that a coded chunk may take at most (zstd's and blosc's bounds)."""
     return chunk_bytes + (chunk_bytes >> 8) + 4096
+
+
+def is_blank(chunk: Pixels) -> bool:
+    """Whether all of a chunk is zero; nearly every one shows a pixel at once that is not."""
+    return not chunk[:, ::64, ::64].any() and not chunk.any()
 
 
 class ShardBuffer:
@@ -74,12 +124,17 @@ class ShardBuffer:
 
     def add(self, number: int, chunk: Pixels, encode: Encode) -> None:
         """Code a contiguous chunk as that number, in C order; one that is all zero is left out, as the format has it."""
-        # nearly every chunk shows a pixel at once that is not zero
-        if not chunk[:, ::64, ::64].any() and not chunk.any():
+        if is_blank(chunk):
             return
         length = encode(chunk, memoryview(self._data)[self._end :])
         self._index[number] = self._end, length
         self._end += length
+
+    def put(self, number: int, coded: memoryview) -> None:
+        """Add a chunk that is already coded as that number."""
+        self._data[self._end : self._end + len(coded)] = coded
+        self._index[number] = self._end, len(coded)
+        self._end += len(coded)
 
     def file(self, is_sharded: bool) -> memoryview:
         """The bytes of the file: chunks, index and its CRC-32C; of the only chunk alone where there are no shards."""
@@ -107,7 +162,7 @@ class ArrayFiles:
         self.is_sharded = array.shards is not None
         self.per_unit = (self.unit_px // self.chunk_px) ** 2
         self.digests: dict[str, str] = {}
-        self.encode = encoder(codec, self.dtype.itemsize)
+        self.encode, self.is_lossy = encoder(codec, self.dtype.itemsize), codec == "jpeg"
 
     def buffer(self) -> ShardBuffer:
         """Room for one unit of this array."""
@@ -122,3 +177,61 @@ class ArrayFiles:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
         self.digests[f"{self.folder.name}/c/0/{row}/{column}"] = digest_of(data)
+
+
+class StoredLevel:
+    """Small boxes of an array (c, y, x) whose files :class:`ArrayFiles` wrote, many at once.
+
+    zarr reads them too, at some milliseconds a box, whichever chunk that lies in.
+    """
+
+    def __init__(self, array: zarr.Array[Any], folder: Path, codec: str):
+        self.folder, self.shape, self.dtype = folder, tuple(array.shape), np.dtype(array.dtype)
+        self.chunk_px, self.unit_px = int(array.chunks[-1]), int((array.shards or array.chunks)[-1])
+        self.is_sharded = array.shards is not None
+        self._decode = decoder(codec)
+
+    def boxes(self, corners: Sequence[tuple[int, int]], side: int, threads: int = 1) -> Iterator[Pixels]:
+        """The squares (c, side, side) at ``corners`` (y, x), all inside the array; in the order of their chunks."""
+        chunk = self.chunk_px
+        ordered = sorted(corners, key=lambda at: (at[0] // chunk, at[1] // chunk, at))
+        groups = [list(g) for _, g in itertools.groupby(ordered, key=lambda at: (at[0] // chunk, at[1] // chunk))]
+        with ThreadPoolExecutor(threads) as pool:
+            for found in pool.map(lambda group: self._near(group, side), groups):
+                yield from found
+
+    def _near(self, corners: list[tuple[int, int]], side: int) -> list[Pixels]:
+        """Boxes that start in one chunk, of which each chunk is decoded once."""
+        chunks: dict[tuple[int, int], Pixels] = {}
+        return [self._box(at, side, chunks) for at in corners]
+
+    def _box(self, corner: tuple[int, int], side: int, chunks: dict[tuple[int, int], Pixels]) -> Pixels:
+        out, n = np.empty((self.shape[0], side, side), self.dtype), self.chunk_px
+        ranges = [range(at // n, (at + side - 1) // n + 1) for at in corner]
+        for row, column in itertools.product(*ranges):
+            if (row, column) not in chunks:
+                chunks[row, column] = self._chunk(row, column)
+            y, x = row * n - corner[0], column * n - corner[1]
+            source = (slice(max(0, -y), side - y), slice(max(0, -x), side - x))
+            part = chunks[row, column][:, source[0], source[1]]
+            out[:, max(0, y) : max(0, y) + part.shape[1], max(0, x) : max(0, x) + part.shape[2]] = part
+        return out
+
+    def _chunk(self, row: int, column: int) -> Pixels:
+        """A decoded chunk (c, y, x), whole also where it reaches beyond the array."""
+        shape = (self.shape[0], self.chunk_px, self.chunk_px)
+        per_unit = self.unit_px // self.chunk_px
+        file = self.folder / "c" / "0" / str(row // per_unit) / str(column // per_unit)
+        coded = self._coded(file, row % per_unit * per_unit + column % per_unit) if file.exists() else b""
+        return np.frombuffer(self._decode(coded), self.dtype).reshape(shape) if coded else np.zeros(shape, self.dtype)
+
+    def _coded(self, file: Path, number: int) -> bytes:
+        if not self.is_sharded:
+            return file.read_bytes()
+        with file.open("rb") as stream:
+            stream.seek(16 * number - 16 * (self.unit_px // self.chunk_px) ** 2 - 4, os.SEEK_END)
+            at, length = (int(n) for n in np.frombuffer(stream.read(16), "<u8"))
+            if at == EMPTY:
+                return b""
+            stream.seek(at)
+            return stream.read(length)

@@ -10,6 +10,7 @@ than the images have pixels, so the pass over the pixels is all that costs. For 
 
 c runs over the channels of a descriptor, the outline if there is one, and one more, the tone, which counts ``|a(p)|`` times and
 is compared with ``sign(a) f``: a, the gain, says how far, and with which sign, the tones agree about p.
+A colour, where the images have one, is another channel with a robust weight of its own, ``v c / (c + r^2)``.
 o is the offset of the fixed image's corner in the moving one. Where q leaves the moving image the weight is 0: what was not
 imaged says nothing.
 """
@@ -69,11 +70,12 @@ def _plane(moving, iy, ix, fy, fx, fixed, i, j, up, down, left, right, size):  #
 
 
 @njit(parallel=True, cache=True, fastmath=True, nogil=True)
-def _node_terms(still, other, gain, field, stride, offset, scale, out):  # type: ignore[no-untyped-def]
-    fixed, fixed_outline, fixed_tone, fixed_weight = still
-    moving, moving_outline, moving_tone, moving_weight = other
+def _node_terms(still, other, gain, field, stride, offset, scales, out):  # type: ignore[no-untyped-def]
+    fixed, fixed_outline, fixed_tone, fixed_weight, fixed_colour = still
+    moving, moving_outline, moving_tone, moving_weight, moving_colour = other
+    scale, colour_scale = scales
     height, width = fixed.shape[0], fixed.shape[1]
-    outlined = fixed_outline.shape[0] == height
+    outlined, coloured = fixed_outline.shape[0] == height, fixed_colour.shape[0] == height
     across, last, rows = moving.shape[1], field.shape[1] - 1, field.shape[0] - 1
     tall, wide = np.float32(moving.shape[0] - 1), np.float32(moving.shape[1] - 1)
     step, half, zero = ONE / np.float32(stride), np.float32(0.5), np.float32(0)
@@ -147,6 +149,15 @@ def _node_terms(still, other, gain, field, stride, offset, scale, out):  # type:
                             bx + r * gx,
                             e + r * r,
                         )
+                    if coloured:
+                        r, gy, gx = _plane(moving_colour, iy, ix, fy, fx, fixed_colour, i, j, up, down, left, right, ONE)
+                        belief = w * colour_scale / (colour_scale + r * r)
+                        syy += belief * gy * gy
+                        syx += belief * gy * gx
+                        sxx += belief * gx * gx
+                        sy += belief * r * gy
+                        sx += belief * r * gx
+                        se += belief * r * r
                     trust = scale / (scale + e)
                     se += w * trust * e
                     sw += w
@@ -169,36 +180,53 @@ def _node_terms(still, other, gain, field, stride, offset, scale, out):  # type:
 class Looks:
     """One image as it is compared: descriptor (y, x, 8), tone, weight and outline, (y, x) each, all float32.
 
-    The outline is one more channel that counts as it is; either both images have one or none does.
+    The outline is one more channel that counts as it is, the colour one more with a robust weight of its own; either both images
+    have one or none does.
     """
 
     descriptor: Array
     tone: Array
     weight: Array
     outline: Array | None = None
+    colour: Array | None = None
 
 
-def _planes(look: Looks) -> tuple[Array, Array, Array, Array]:
-    outline = np.zeros((0, 0), np.float32) if look.outline is None else look.outline
-    return look.descriptor, outline, look.tone, look.weight
+def _planes(look: Looks) -> tuple[Array, Array, Array, Array, Array]:
+    none = np.zeros((0, 0), np.float32)
+    outline, colour = (none if plane is None else plane for plane in (look.outline, look.colour))
+    return look.descriptor, outline, look.tone, look.weight, colour
 
 
 def node_terms(
-    fixed: Looks, moving: Looks, gain: Array, field: Array, stride: int, offset: tuple[int, int], scale: float
+    fixed: Looks,
+    moving: Looks,
+    gain: Array,
+    field: Array,
+    stride: int,
+    offset: tuple[int, int],
+    scale: float,
+    colour_scale: float = 1.0,
 ) -> Array:
     """The seven terms (rows, columns, 7): T_yy, T_yx, T_xx, b_y, b_x, E, W.
 
     The images may differ in size; ``gain`` (y, x) is that of the tone on the fixed grid, ``field`` (rows, columns, 2) in pixels,
-    ``scale`` the residual s at which a pixel loses half of its say (infinite: none does).
+    ``scale`` the residual s at which a pixel loses half of its say (infinite: none does), ``colour_scale`` that of the colour.
     """
     out = np.empty((*field.shape[:2], TERMS), np.float32)
-    robust = np.float32(min(scale, 1e9))
+    robust = np.float32(min(scale, 1e9)), np.float32(min(colour_scale, 1e9))
     _node_terms(_planes(fixed), _planes(moving), gain, field, stride, offset, robust, out)
     return out
 
 
 def node_terms_reference(
-    fixed: Looks, moving: Looks, gain: Any, field: Any, stride: int, offset: tuple[int, int], scale: float
+    fixed: Looks,
+    moving: Looks,
+    gain: Any,
+    field: Any,
+    stride: int,
+    offset: tuple[int, int],
+    scale: float,
+    colour_scale: float = 1.0,
 ) -> Any:
     """What :func:`node_terms` does, readable, for whole blocks; NumPy or CuPy by the arrays it gets."""
     xp = array_module(field)
@@ -219,12 +247,23 @@ def node_terms_reference(
     own = _slope_reference(xp, xp.concatenate([shapes[0], fixed.tone[..., None]], axis=-1))
     own = own * xp.concatenate([ones, sign], axis=-1)[..., None, :]
     r, g = size * (value - f), size[..., None, :] * (slope + own) / 2
+    terms = _sums_reference(r, g, v, scale)
+    if fixed.colour is not None and moving.colour is not None:
+        value, slope = _linear_reference(moving.colour[..., None], q)
+        own = _slope_reference(xp, fixed.colour[..., None])
+        terms = terms + _sums_reference(value - fixed.colour[..., None], (slope + own) / 2, v, colour_scale)
+    blocks = xp.concatenate([terms, v[..., None]], axis=-1).reshape(height // stride, stride, width // stride, stride, TERMS)
+    return blocks.sum(axis=(1, 3))
+
+
+def _sums_reference(r: Any, g: Any, v: Any, scale: float) -> Any:
+    """The first six terms of each pixel, (y, x, 6), of channels of one weight: residuals (y, x, c), slopes (y, x, 2, c)."""
+    xp = array_module(r)
     e = (r**2).sum(axis=-1)
     w = v * scale / (scale + e)
     tensor, force = xp.einsum("yxic,yxjc->yxij", g, g), xp.einsum("yxc,yxic->yxi", r, g)
-    terms = [w * tensor[..., 0, 0], w * tensor[..., 0, 1], w * tensor[..., 1, 1], w * force[..., 0], w * force[..., 1], w * e, v]
-    blocks = xp.stack(terms, axis=-1).reshape(height // stride, stride, width // stride, stride, TERMS)
-    return blocks.sum(axis=(1, 3))
+    terms = [tensor[..., 0, 0], tensor[..., 0, 1], tensor[..., 1, 1], force[..., 0], force[..., 1], e]
+    return w[..., None] * xp.stack(terms, axis=-1)
 
 
 def _shapes_reference(xp: Any, look: Looks) -> Any:

@@ -6,7 +6,7 @@ even; integers are exact, floats accumulate in float64. All arrays are planar, (
 on beside them (y, x, height, width): of a contiguous array the compiler knows that a row's pixels are neighbours, and works on
 many at once; of a view it does not, and is four to ten times slower.
 
-The formulas stand here; from a few megapixels on their compiled forms (``pyramid_compiled``) take over, which give the same bits.
+The formulas stand here; for large images their compiled forms (``pyramid_compiled``) take over, which give the same bits.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+from histomri.kernels.scratch import scratch
 
 Array = NDArray[Any]
 Box = tuple[int, int, int, int]
@@ -30,56 +32,62 @@ def sum_type(dtype: DTypeLike, level: int) -> np.dtype[Any]:
     return np.dtype(f"{kind.kind}{2 if bits <= 16 else 4 if bits <= 32 else 8}")
 
 
-# numba takes half a second to import: longer than all the work on a section of a few megapixels
-WORTH_COMPILED_PX = 1 << 22
-_met = [0]
+# numba takes half a second to import, and saves it on so many pixels (the formulas below take 3 to 4 ms a megapixel more)
+WORTH_COMPILED_PX = 1 << 27
 
 
-def many_pixels(pixels: int) -> bool:
-    """Whether this process has met so many pixels, these included, that the compiled kernels are worth their import."""
-    _met[0] += pixels
-    return _met[0] > WORTH_COMPILED_PX
+def worth_compiling(pixels: int) -> bool:
+    """Whether an image of so many pixels pays for the import of the compiled kernels."""
+    return pixels > WORTH_COMPILED_PX
 
 
-def add_quads(sums: Array, box: Box, out: Array, corner: Corner) -> None:
+def add_quads(sums: Array, box: Box, out: Array, corner: Corner, compiled: bool = False) -> None:
     """``out[c, i, j]`` = sum of ``sums[c, 2i:2i+2, 2j:2j+2]``, in the box and from the corner (y, x) of ``out`` on.
 
-    The last row and column are repeated where the box's size is odd.
+    The last row and column are repeated where the box's size is odd. Columns are summed first (floats would tell).
     """
-    if many_pixels(box[2] * box[3]):
+    if compiled:
         from histomri.kernels import pyramid_compiled
 
         pyramid_compiled.add_quads(sums, box, out, corner)
         return
     y, x, height, width = box
-    part = sums[:, y : y + height, x : x + width].astype(out.dtype)
-    top, bottom = part[:, ::2], part[:, np.minimum(np.arange(1, height + 1, 2), height - 1)]
-    into = out[:, corner[0] : corner[0] + top.shape[1], corner[1] : corner[1] + (width + 1) // 2]
-    left, right = slice(0, width - 1, 2), slice(1, width, 2)
-    into[..., : width // 2] = top[..., left] + top[..., right] + bottom[..., left] + bottom[..., right]
-    if width % 2:
-        last = top[..., -1] + bottom[..., -1]
-        into[..., -1] = last + last
+    half = (height + 1) // 2, (width + 1) // 2
+    for plane, into in zip(sums, out, strict=True):
+        part, to = plane[y : y + height, x : x + width], into[corner[0] : corner[0] + half[0], corner[1] : corner[1] + half[1]]
+        rows = scratch("rows", (half[0], width), out.dtype)
+        np.add(part[0 : height - 1 : 2], part[1::2], out=rows[: height // 2], dtype=out.dtype)
+        if height % 2:
+            np.add(part[-1], part[-1], out=rows[-1], dtype=out.dtype)
+        np.add(rows[:, 0 : width - 1 : 2], rows[:, 1::2], out=to[:, : width // 2])
+        if width % 2:
+            np.add(rows[:, -1], rows[:, -1], out=to[:, -1])
 
 
-def round_sums(sums: Array, box: Box, shift: int, out: Array) -> None:
+def round_sums(sums: Array, box: Box, shift: int, out: Array, compiled: bool = False) -> None:
     """The corner of ``out`` = integer ``sums / 2**shift`` of a box, rounded half to even."""
-    if many_pixels(box[2] * box[3]):
+    if compiled:
         from histomri.kernels import pyramid_compiled
 
         pyramid_compiled.round_sums(sums, box, shift, out)
         return
     y, x, height, width = box
-    value, kind = sums[:, y : y + height, x : x + width], sums.dtype.type
-    even = value + kind((1 << (shift - 1)) - 1) + ((value >> kind(shift)) & kind(1))
-    out[:, :height, :width] = even >> kind(shift)
+    kind = sums.dtype.type
+    for plane, into in zip(sums, out, strict=True):
+        value = plane[y : y + height, x : x + width]
+        even = np.right_shift(value, kind(shift), out=scratch("even", (height, width), sums.dtype))
+        even &= kind(1)
+        even += value
+        even += kind((1 << (shift - 1)) - 1)
+        even >>= kind(shift)
+        into[:height, :width] = even
 
 
-def to_pixels(sums: Array, box: Box, level: int, out: Array) -> None:
+def to_pixels(sums: Array, box: Box, level: int, out: Array, compiled: bool = False) -> None:
     """The pixels of a box of a level from its sums over ``4**level`` pixels, into the corner of ``out``, of the image's type."""
     y, x, height, width = box
     if sums.dtype.kind == "f" or not level:
         mean = sums[:, y : y + height, x : x + width] / 4.0**level
         out[:, :height, :width] = mean if out.dtype.kind == "f" else np.rint(mean)
     else:
-        round_sums(sums, box, 2 * level, out)
+        round_sums(sums, box, 2 * level, out, compiled)

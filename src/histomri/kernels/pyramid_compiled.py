@@ -14,7 +14,7 @@ Corner = tuple[int, int]
 def add_quads(sums: Any, box: Box, out: Any, corner: Corner) -> None:
     """``out[c, i, j]`` = sum of ``sums[c, 2i:2i+2, 2j:2j+2]``, in the box and from the corner (y, x) of ``out`` on.
 
-    The last row and column are repeated where the box's size is odd.
+    The last row and column are repeated where the box's size is odd. Columns are summed first.
     """
     kind = out.dtype.type
     y, x, height, width = box
@@ -24,7 +24,7 @@ def add_quads(sums: Any, box: Box, out: Any, corner: Corner) -> None:
             bottom = sums[c, y + min(2 * i + 1, height - 1), x : x + width]
             row = out[c, corner[0] + i, corner[1] : corner[1] + (width + 1) // 2]
             for j in range(width // 2):
-                row[j] = kind(top[2 * j]) + kind(top[2 * j + 1]) + kind(bottom[2 * j]) + kind(bottom[2 * j + 1])
+                row[j] = (kind(top[2 * j]) + kind(bottom[2 * j])) + (kind(top[2 * j + 1]) + kind(bottom[2 * j + 1]))
             if width % 2:
                 last = kind(top[width - 1]) + kind(bottom[width - 1])
                 row[width // 2] = last + last

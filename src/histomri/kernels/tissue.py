@@ -23,7 +23,7 @@ from histomri.kernels.glass import (
     is_dark_slide,
     local_background,
 )
-from histomri.kernels.ink import find_ink, without_ink
+from histomri.kernels.ink import find_ink, without_ink, without_nets
 from histomri.kernels.pieces import Bool, Float32, blurred, fill_holes, grown, medians, opened, pieces_of, strongest
 
 __all__ = ["DARK_MEDIAN", "Tissue", "TissueParameters", "find_tissue", "full_range_of", "tissue_bright"]
@@ -62,6 +62,12 @@ class TissueParameters:
     island_share: float = 0.002
     island_reach: float = 0.1
     edge_share: float = 0.1
+
+    def levels(self, inverted: bool, shape: tuple[int, ...]) -> tuple[float, float]:
+        """The smallest contrast, and the blur in pixels of an image of this shape; ``inverted``: on a dark background."""
+        # nuclei on black stand apart: they have to run together before anything is opened
+        blur = self.blur_px * max(1.0, max(shape[:2]) / 300) * (4 if inverted else 1)
+        return self.min_contrast_dark if inverted else self.min_contrast, blur
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,34 +163,57 @@ def without_rim(mask: Bool, signal: Float32, share: float, scale: float) -> Bool
     return np.asarray(mask & ~((depth <= 2 * scale) & (signal < share * level)), bool)
 
 
+def find_background(pixels: NDArray[Any], parameters: TissueParameters | None = None) -> tuple[tuple[float, ...], bool]:
+    """The background per channel in pixel values of a working image (y, x, c), and whether tissue is brighter than it."""
+    limits = parameters or TissueParameters()
+    inverted = is_dark_slide(pixels.mean(axis=-1, dtype=np.float32), full_range_of(pixels))
+    least, blur = limits.levels(inverted, pixels.shape)
+    background = estimate_background(pixels, inverted)
+    signal = blurred(contrast(pixels, background, inverted), blur)
+    return local_background(pixels, signal, inverted, SOLID * least) or background, inverted
+
+
 def find_tissue(pixels: NDArray[Any], parameters: TissueParameters | None = None) -> Tissue:
     """Tissue on a working image, (y, x, c), of at best 256 to 1024 pixels along its long side.
 
     Holes inside the tissue (ventricles, vessels) belong to the mask. The mask may be empty.
     """
     limits = parameters or TissueParameters()
-    inverted = is_dark_slide(pixels.mean(axis=-1, dtype=np.float32), full_range_of(pixels))
-    least = limits.min_contrast_dark if inverted else limits.min_contrast
+    background, inverted = find_background(pixels, limits)
+    least, blur = limits.levels(inverted, pixels.shape)
     scale = max(1.0, max(pixels.shape[:2]) / 300)
-    # nuclei on black stand apart: they have to run together before anything is opened
-    blur = limits.blur_px * scale * (4 if inverted else 1)
-    background = estimate_background(pixels, inverted)
-    signal = blurred(contrast(pixels, background, inverted), blur)
-    background = local_background(pixels, signal, inverted, SOLID * least) or background
     density = density_over(pixels, background, inverted)
     signal = blurred(density.max(axis=-1), blur)
     if inverted:
         return Tissue(clean(signal > least, signal, np.zeros_like(signal, bool), limits), background, inverted)
-    textured, tinted = looks_alive(density, signal > least, scale)
+    nets = nets_filled(signal, least, limits) if density.shape[-1] == 3 else np.zeros(signal.shape, bool)
+    textured, tinted = looks_alive(density, (signal > least) | nets, scale)
     drift = drift_of_glass(density, least, textured | tinted)
     if np.ptp(drift.mean(axis=-1)) > MATTERS * least:
         density -= drift
         signal = blurred(density.max(axis=-1), blur)
-    raw = (signal > least) | faint_tissue(density, textured, tinted, signal > least, scale)
-    raw &= ~other_glass(raw & (signal < DARKEST_GLASS) & ~(textured | tinted), scale)
+    sure = (signal > least) | nets
+    raw = sure | faint_tissue(density, textured, tinted, sure, scale)
+    raw &= ~other_glass(raw & (signal < DARKEST_GLASS) & ~(textured | tinted | nets), scale)
     if density.shape[-1] == 3:
         raw = without_ink(raw, find_ink(density, raw, tinted))
     return Tissue(clean(raw, signal, tinted, limits), background, inverted, float(np.ptp(drift.mean(axis=-1))))
+
+
+def nets_filled(signal: Float32, least: float, limits: TissueParameters) -> Bool:
+    """Thin walls around many holes, and those holes, bool (y, x): fatty tissue, whose vacuoles are as pale as the glass.
+
+    The walls must stand out twice as far as tissue must: what hovers about the threshold is the glass with its noise.
+    """
+    walls = np.asarray(signal > least, bool)
+    if not walls.any():
+        return walls
+    walls &= ~without_nets(walls)
+    labels, stats = pieces_of(walls)
+    strong = medians(signal, labels, len(stats)) > 2 * least
+    strong[0] = False
+    walls = np.asarray(strong[labels], bool)
+    return fill_holes(walls, limits.max_hole * float(walls.sum())) if walls.any() else walls
 
 
 def spread(values: Float32, sigma_px: float) -> Float32:

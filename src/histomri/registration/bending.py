@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from histomri.core import Grid, Image
 from histomri.registration.alignment import Progress, View, silent
-from histomri.registration.node_flow import Bending, Level, Pyramid, bend, finer, make_both_ways, make_levels
+from histomri.registration.node_flow import Bending, Extras, Level, Pyramid, Seen, Still, bend, finer, levels_onto, make_both_ways
 from histomri.registration.together import together
 from histomri.transforms.displacement import DisplacementField
 
@@ -25,7 +25,8 @@ COARSEST_PX = 40
 @dataclass(frozen=True)
 class Plan:
     """``bending`` of the finest level, ``stiffer`` times as stiff on each coarser one; ``stride`` in pixels between nodes;
-    ``outline``: how much the tissue masks themselves count; ``robust``: squared difference of the descriptors at which a pixel
+    ``outline``: how much the tissue masks themselves count; ``colour``: how much what the one image's brightness tells of the
+    other's, everywhere alike; ``robust``: squared difference of the descriptors at which a pixel
     loses half of its say.
     """
 
@@ -34,6 +35,12 @@ class Plan:
     stride: int = 4
     outline: float = 0.0
     robust: float = 1.0
+    colour: float = 0.0
+
+    @property
+    def extras(self) -> Extras:
+        """What counts beside descriptor and tone."""
+        return Extras(self.outline, self.colour)
 
     def with_stiffness(self, alpha: float) -> Plan:
         """The same at another stiffness of the finest level."""
@@ -70,17 +77,17 @@ class Joint:
         """Pixels between nodes."""
         return self.levels[0].stride
 
-    def terms(self, field: Array, gain: Sequence[Array]) -> Array:
+    def terms(self, field: Array, seen: Sequence[Seen]) -> Array:
         """The Gauss-Newton sums on the nodes."""
         if self.weights == (1.0,):
-            return self.levels[0].terms(field, gain[0])
-        parts = zip(self.levels, self.weights, gain, strict=True)
-        total: Array = np.sum([np.float32(w) * level.terms(field, g) for level, w, g in parts], axis=0, dtype=np.float32)
+            return self.levels[0].terms(field, seen[0])
+        parts = zip(self.levels, self.weights, seen, strict=True)
+        total: Array = np.sum([np.float32(w) * level.terms(field, s) for level, w, s in parts], axis=0, dtype=np.float32)
         return total
 
-    def tone_gain(self, field: Array, strength: float) -> tuple[Array, ...]:
-        """How far the tones can be compared, for each of the fixed images."""
-        return tuple(level.tone_gain(field, strength) for level in self.levels)
+    def seen(self, field: Array, tone: float) -> tuple[Seen, ...]:
+        """What can be compared, and how, for each of the fixed images."""
+        return tuple(level.seen(field, tone) for level in self.levels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +136,8 @@ def bend_onto(
     for done, grid in enumerate(grids):
         coarser = len(grids) - 1 - done
         progress(0.25**coarser, f"deforming at {max(grid.shape)} px")
-        levels = make_levels([g.plane for g in goals], moving, matrix, grid, plan.stride, plan.robust, plan.outline)
+        still = [Still.of(g.plane, grid, plan.extras) for g in goals]
+        levels = levels_onto(still, moving, matrix, plan.stride, plan.robust)
         way = way.along(Joint(levels, tuple(g.weight for g in goals)), coarser, pins(levels[0]))
     return way.ended(grids[-1])
 
@@ -150,7 +158,7 @@ def bend_both_ways(
     for done, grid in enumerate(grids):
         coarser = len(grids) - 1 - done
         progress(0.25**coarser, f"deforming at {max(grid.shape)} px")
-        levels = make_both_ways(planes, matrix, grid, plan.stride, plan.robust, plan.outline)
+        levels = make_both_ways(planes, matrix, grid, plan.stride, plan.robust, plan.extras)
         parts = zip(ways, levels, pins, strict=True)
         ways = together([partial(way.along, Joint((level,), (1.0,)), coarser, pin(level)) for way, level, pin in parts])
     return ways[0].ended(grids[-1]), ways[1].ended(grids[-1])

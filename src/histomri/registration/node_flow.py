@@ -18,6 +18,8 @@ from histomri.kernels.flow_nodes import Looks, composed, least_jacobian, node_te
 from histomri.kernels.interpolate import warp_2d
 from histomri.registration.alignment import View
 from histomri.registration.groups import generators
+from histomri.registration.mending import unfolded
+from histomri.registration.recolouring import conditional_mean
 from histomri.registration.together import together
 
 Float = NDArray[np.float64]
@@ -28,6 +30,25 @@ EDGE_PX = 4
 DESCRIPTOR = 0.3
 TONE_PX = 3.0
 TONE_REACH_PX = 8.0
+
+
+COLOUR_PX = 1.0
+LEAST_PIXELS = 200
+LEAST_UNEXPLAINED = 0.25
+
+
+class Extras(NamedTuple):
+    """How much counts beside the descriptor: ``outline``, the masks themselves; ``colour``, brightness where one image's tells
+    the other's; ``tone``: whether the tones may count at all.
+    """
+
+    outline: float = 0.0
+    colour: float = 0.0
+    tone: bool = True
+
+
+NOTHING_ELSE = Extras()
+SHAPES = Extras(tone=False)
 
 
 class Sampling(NamedTuple):
@@ -103,9 +124,20 @@ def _halved(plane: Array) -> Array:
     return np.asarray(cv2.resize(even, (even.shape[1] // 2, even.shape[0] // 2), interpolation=cv2.INTER_AREA), np.float32)
 
 
+class Seen(NamedTuple):
+    """Both looks as they are compared for now, and the gain of the tone (y, x)."""
+
+    fixed: Looks
+    moving: Looks
+    gain: Array
+
+
 @dataclass(frozen=True, eq=False)
 class Level:
-    """Features and weight of both images in the fixed frame; the moving one reaches ``pad`` pixels further on every side."""
+    """Features and weight of both images in the fixed frame; the moving one reaches ``pad`` pixels further on every side.
+
+    The colour of the looks is brightness as it is, which counts ``colour`` times once it was made comparable.
+    """
 
     grid: Grid
     fixed: Looks
@@ -113,24 +145,53 @@ class Level:
     pad: int
     stride: int
     scale: float
+    colour: float = 0.0
 
     @property
     def nodes(self) -> tuple[int, int]:
         """How many nodes there are along y and x."""
         return -(-self.grid.shape[0] // self.stride), -(-self.grid.shape[1] // self.stride)
 
-    def terms(self, field: Array, gain: Array) -> Array:
+    def terms(self, field: Array, seen: Seen) -> Array:
         """The Gauss-Newton sums on the nodes."""
-        return node_terms(self.fixed, self.moving, gain, field, self.stride, (self.pad, self.pad), self.scale)
+        offset, scale = (self.pad, self.pad), self.colour**2
+        return node_terms(seen.fixed, seen.moving, seen.gain, field, self.stride, offset, self.scale, scale)
+
+    def seen(self, field: Array, tone: float) -> Seen:
+        """What can be compared, and how, as the images lie under ``field``."""
+        fixed, moving = self._recoloured(field)
+        return Seen(fixed, moving, self.tone_gain(field, tone))
+
+    def _moved(self, plane: Array, field: Array) -> Array:
+        """A plane of the moving image and its weight on the fixed grid, (y, x, 2)."""
+        height, width = self.grid.shape
+        u = np.asarray(cv2.resize(field, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
+        onto = np.array([[1.0, 0.0, self.pad], [0.0, 1.0, self.pad], [0.0, 0.0, 1.0]])
+        return warp_2d(np.stack([plane, self.moving.weight], axis=-1), onto, (height, width), u)
+
+    def _recoloured(self, field: Array) -> tuple[Looks, Looks]:
+        """Both looks with colours that can be subtracted: the moving brightness as the mean fixed one where it is found.
+
+        In units of the spread about that mean. Where too little is seen of both, they have none.
+        """
+        fixed, moving = self.fixed, self.moving
+        if fixed.colour is None or moving.colour is None:
+            return fixed, moving
+        moved = self._moved(moving.colour, field)
+        both = fixed.weight * moved[..., 1] > 0.5
+        if both.sum() < LEAST_PIXELS:
+            return replace(fixed, colour=None), replace(moving, colour=None)
+        wanted = fixed.colour[both]
+        curve = conditional_mean(moved[..., 0][both], wanted)
+        spread = float(np.sqrt(max(1 - curve.ratio, LEAST_UNEXPLAINED)) * wanted.std(dtype=np.float64))
+        size = np.float32(self.colour / max(spread, 1e-6))
+        return replace(fixed, colour=size * fixed.colour), replace(moving, colour=size * curve.apply(moving.colour))
 
     def tone_gain(self, field: Array, strength: float) -> Array:
         """How far the tones can be compared around each pixel (y, x): their local correlation as they lie, with its sign."""
         if strength == 0:
             return np.zeros(self.grid.shape, np.float32)
-        height, width = self.grid.shape
-        u = np.asarray(cv2.resize(field, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
-        onto = np.array([[1.0, 0.0, self.pad], [0.0, 1.0, self.pad], [0.0, 0.0, 1.0]])
-        moved = warp_2d(np.stack([self.moving.tone, self.moving.weight], axis=-1), onto, (height, width), u)
+        moved = self._moved(self.moving.tone, field)
         w = self.fixed.weight * moved[..., 1]
         f, m = self.fixed.tone, moved[..., 0]
         fm, ff, mm = (_blur(w * a, TONE_REACH_PX) for a in (f * m, f * f, m * m))
@@ -150,28 +211,39 @@ class Level:
         return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
 
 
-def make_level(fixed: Pyramid, moving: Pyramid, matrix: Float, grid: Grid, stride: int, robust: float) -> Level:
-    """Both views on ``grid``, the moving one under ``matrix`` (fixed mm -> moving mm)."""
-    return make_levels((fixed,), moving, matrix, grid, stride, robust)[0]
+@dataclass(frozen=True, eq=False)
+class Still:
+    """A fixed view on a grid as it is compared, with whatever is brought onto it; ``mask`` (y, x) is its tissue's share."""
+
+    grid: Grid
+    looks: Looks
+    mask: Array
+    extras: Extras
+
+    @staticmethod
+    def of(view: Pyramid, grid: Grid, extras: Extras = NOTHING_ELSE) -> Still:
+        """A view on ``grid``."""
+        plane = view.on(grid, np.eye(3))
+        return Still(grid, _looks(plane, extras), plane[..., 1], extras)
 
 
-def make_levels(
-    fixed: Sequence[Pyramid], moving: Pyramid, matrix: Float, grid: Grid, stride: int, robust: float, outline: float = 0.0
-) -> tuple[Level, ...]:
-    """Several fixed views of one world, each with the same moving view under ``matrix``, on ``grid``.
-
-    ``outline``: how much the masks themselves count, as a channel beside the descriptor's.
-    """
+def levels_onto(still: Sequence[Still], moving: Pyramid, matrix: Float, stride: int, robust: float) -> tuple[Level, ...]:
+    """Fixed views on one grid, each with the same moving view under ``matrix`` (fixed mm -> moving mm)."""
+    grid, extras = still[0].grid, still[0].extras
     pad = _margin(grid)
     other = moving.on(grid.crop((-pad, -pad), np.asarray(grid.shape) + pad), matrix)
-    looks = _looks(other, outline)
-    inner = other[pad:-pad, pad:-pad, 1]
-    still = (_looks_near(f.on(grid, np.eye(3)), inner, outline) for f in fixed)
-    return tuple(Level(grid, s, looks, pad, stride, robust) for s in still)
+    looks, inner = _looks(other, extras), other[pad:-pad, pad:-pad, 1]
+    near = (replace(s.looks, weight=_near(s.mask, inner) * s.looks.weight) for s in still)
+    return tuple(Level(grid, fixed, looks, pad, stride, robust, extras.colour) for fixed in near)
+
+
+def make_level(fixed: Pyramid, moving: Pyramid, matrix: Float, grid: Grid, stride: int, robust: float) -> Level:
+    """Both views on ``grid``, the moving one under ``matrix`` (fixed mm -> moving mm)."""
+    return levels_onto((Still.of(fixed, grid),), moving, matrix, stride, robust)[0]
 
 
 def make_both_ways(
-    planes: tuple[Pyramid, Pyramid], matrix: Float, grid: Grid, stride: int, robust: float, outline: float = 0.0
+    planes: tuple[Pyramid, Pyramid], matrix: Float, grid: Grid, stride: int, robust: float, extras: Extras = NOTHING_ELSE
 ) -> tuple[Level, Level]:
     """Two views on ``grid``, the second one under ``matrix``: the level that takes the first for fixed, and the other way round.
 
@@ -181,9 +253,10 @@ def make_both_ways(
     wide = grid.crop((-pad, -pad), np.asarray(grid.shape) + pad)
     placed = (planes[0], np.eye(3)), (planes[1], matrix)
     seen = together([partial(plane.on, wide, onto) for plane, onto in placed])
-    looks = together([partial(_looks, plane, outline) for plane in seen])
+    looks = together([partial(_looks, plane, extras) for plane in seen])
     near = _near(*(plane[..., 1] for plane in seen))
-    first, second = (Level(grid, _inner(still, near, pad), other, pad, stride, robust) for still, other in (looks, looks[::-1]))
+    ways = (looks, looks[::-1])
+    first, second = (Level(grid, _inner(still, near, pad), other, pad, stride, robust, extras.colour) for still, other in ways)
     return first, second
 
 
@@ -192,22 +265,17 @@ def _margin(grid: Grid) -> int:
     return EDGE_PX + round(0.06 * max(grid.shape))
 
 
-def _looks(plane: Array, outline: float) -> Looks:
-    return Looks(_features(plane), _tone(plane), _imaged(plane), _outline(plane, outline))
+def _looks(plane: Array, extras: Extras) -> Looks:
+    colour = None if extras.colour == 0 else _blur(plane[..., 0], COLOUR_PX)
+    tone = _tone(plane) if extras.tone else np.zeros(plane.shape[:2], np.float32)
+    return Looks(_features(plane), tone, _imaged(plane), _outline(plane, extras.outline), colour)
 
 
 def _inner(looks: Looks, near: Array, pad: int) -> Looks:
     """The looks without a margin, with weight only ``near`` tissue."""
-    planes = (looks.descriptor, looks.tone, looks.weight * near, looks.outline)
-    descriptor, tone, weight, outline = (None if p is None else np.ascontiguousarray(p[pad:-pad, pad:-pad]) for p in planes)
-    assert descriptor is not None and tone is not None and weight is not None
-    return Looks(descriptor, tone, weight, outline)
-
-
-def _looks_near(still: Array, moving_mask: Array, outline: float) -> Looks:
-    """The fixed plane (y, x, 3) with weight where either image has tissue, and a little around it."""
-    looks = _looks(still, outline)
-    return replace(looks, weight=_near(still[..., 1], moving_mask) * looks.weight)
+    sure = (np.ascontiguousarray(p[pad:-pad, pad:-pad]) for p in (looks.descriptor, looks.tone, looks.weight * near))
+    extra = (None if p is None else np.ascontiguousarray(p[pad:-pad, pad:-pad]) for p in (looks.outline, looks.colour))
+    return Looks(*sure, *extra)
 
 
 def _near(*masks: Array) -> Array:
@@ -256,10 +324,10 @@ def fit_matrix(level: Level, model: str, iterations: int, tone: float = 0.0) -> 
     total = max(float(level.fixed.weight.sum(dtype=np.float64)), 1e-9)
     positions, chance = level.positions(), level.chance()
     linear = LinearModel.of(model, positions)
-    gain = level.tone_gain(np.zeros((*level.nodes, 2), np.float32), tone)
+    seen = level.seen(np.zeros((*level.nodes, 2), np.float32), tone)
     for _ in range(iterations):
         field = (positions @ (state[:2, :2] - np.eye(2)).T + state[:2, 2]).astype(np.float32)
-        terms = level.terms(field, gain).astype(np.float64)
+        terms = level.terms(field, seen).astype(np.float64)
         cost = (float(terms[..., 5].sum()) / chance + total - float(terms[..., 6].sum())) / total
         if not cost < best[1] * (1 - LINEAR_TOLERANCE):
             return (state, cost) if cost < best[1] else best
@@ -311,7 +379,8 @@ class Bending:
     """How a level's deformation is sought. ``alpha``: weight of the squared slope of the displacement, relative to the mean of
     the structure tensor; ``ridge``: damping, likewise; ``window``: Gaussian of the sums in nodes; ``sweeps`` of the solver; at
     most ``iterations``, fewer where the cost falls by less than ``tolerance``. ``tone``: how much tones count where they agree,
-    which is measured at the level's start and again before the iterations ``tone_again``.
+    which, as the relation of the colours, is measured at the level's start and again before the iterations ``tone_again``.
+    ``mended``: a step that would fold is mended there, instead of halved everywhere until it does not.
     """
 
     alpha: float = 1.0
@@ -322,6 +391,7 @@ class Bending:
     tolerance: float = 2e-4
     tone: float = 0.7
     tone_again: tuple[int, ...] = (6,)
+    mended: bool = False
 
 
 MIN_JACOBIAN = 0.1
@@ -331,7 +401,7 @@ LINEAR_TOLERANCE = 1e-4
 
 
 class Bendable(Protocol):
-    """What :func:`bend` asks of a level, or of several as one; the gain is its own business."""
+    """What :func:`bend` asks of a level, or of several as one; what it has seen is its own business."""
 
     @property
     def nodes(self) -> tuple[int, int]:
@@ -341,25 +411,25 @@ class Bendable(Protocol):
     def stride(self) -> int:
         """Pixels between nodes."""
 
-    def terms(self, field: Array, gain: Any) -> Array:
+    def terms(self, field: Array, seen: Any) -> Array:
         """The Gauss-Newton sums on the nodes."""
 
-    def tone_gain(self, field: Array, strength: float) -> Any:
-        """How far the tones can be compared around each pixel."""
+    def seen(self, field: Array, tone: float) -> Any:
+        """What can be compared, and how, as the images lie under ``field``."""
 
 
 def bend(level: Bendable, field: Array, plan: Bending, pins: Array | None = None) -> tuple[Array, float, str]:
     """The level's displacement on its nodes, in pixels, from ``field`` on; its cost and how it ended.
 
-    Each Gauss-Newton step of ``sum w r^2 + alpha |grad u|^2`` is composed with the field so far, and halved as long as it
+    Each Gauss-Newton step of ``sum w r^2 + alpha |grad u|^2`` is composed with the field so far, and halved or mended where it
     would fold. ``pins`` (rows, columns, 3): how hard a node is drawn, in units of the mean tensor, and to which displacement.
     """
     best, best_cost, stale = field, np.inf, 0
-    gain = level.tone_gain(field, plan.tone)
+    seen = level.seen(field, plan.tone)
     for done in range(plan.iterations):
         if done in plan.tone_again:
-            gain, best_cost = level.tone_gain(field, plan.tone), np.inf
-        terms = level.terms(field, gain)
+            seen, best_cost = level.seen(field, plan.tone), np.inf
+        terms = level.terms(field, seen)
         unit = _mean_tensor(terms)
         cost = _cost(terms, field, plan.alpha * unit)
         if cost < best_cost * (1 - plan.tolerance):
@@ -414,12 +484,23 @@ def _advance(field: Array, terms: Array, stride: int, unit: float, plan: Bending
     update = relaxed(terms, field, plan.alpha * unit, plan.ridge * unit, plan.sweeps)
     length = np.linalg.norm(update, axis=-1, keepdims=True)
     update = np.asarray(update / np.maximum(length / stride, 1), np.float32)
+    if plan.mended:
+        return _mended(composed(field, update, stride), field, stride)
     for _ in range(5):
         moved = composed(field, update, stride)
         if least_jacobian(moved, stride) > MIN_JACOBIAN:
             return moved
         update = update / np.float32(2)
     return field
+
+
+def _mended(moved: Array, before: Array, stride: int) -> Array:
+    """A field in pixels that does not fold: mended around the nodes where it would, or the one before if that fails."""
+    if least_jacobian(moved, stride) > MIN_JACOBIAN:
+        return moved
+    scale = np.float32(1 / stride)
+    mended = unfolded(moved * scale, MIN_JACOBIAN, before * scale)
+    return before if mended is None else np.asarray(mended / scale, np.float32)
 
 
 def finer(field: Array, nodes: tuple[int, int]) -> Array:

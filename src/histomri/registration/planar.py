@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -13,7 +13,19 @@ from histomri.kernels.flow_nodes import least_jacobian
 from histomri.registration.alignment import Alignment, Guide, Progress, View, part, silent
 from histomri.registration.bending import COARSEST_PX, Plan, bend_both_ways, level_grids
 from histomri.registration.channels import make_channels
-from histomri.registration.node_flow import MIN_JACOBIAN, SMOOTHLY, Level, Pyramid, fit_matrix, make_level, make_pins
+from histomri.registration.node_flow import (
+    MIN_JACOBIAN,
+    SHAPES,
+    SMOOTHLY,
+    Bending,
+    Level,
+    Pyramid,
+    Still,
+    fit_matrix,
+    levels_onto,
+    make_level,
+    make_pins,
+)
 from histomri.registration.samples import Channels
 from histomri.registration.search import similarity_search
 from histomri.registration.together import together
@@ -23,13 +35,19 @@ Float = NDArray[np.float64]
 Array = NDArray[np.float32]
 SAME_SHARE = 0.03
 AFFINE_LEVELS = slice(1, 3)
+# of the start's levels, coarse to fine
+MODELS = ("similarity", "affine", "affine")
+# a start this much costlier than the best one never won: docs/decisions/engine.md
+BEATEN = 0.2
 LANDMARK_PULL = 10.0
 FINER = 0.7
 # of working_px: smaller images are bent as if they had as many pixels
-LEAST_SIZE = 0.4
+LEAST_SIZE = 0.28
 
 
-WITH_OUTLINE = Plan(outline=0.5)
+FOUND_MASKS = Plan(Bending(mended=True), outline=0.5)
+# masks that were given end where the tissue does, so that they hold the colours, which alone would draw the rim in
+GIVEN_MASKS = Plan(Bending(alpha=0.7, window=0.7, tolerance=1e-3, mended=True), outline=2.5, colour=0.65)
 
 
 @dataclass(frozen=True)
@@ -37,7 +55,7 @@ class PlanarSettings:
     """Sizes are pixels along the longer side of the fixed image: ``working_px`` at most at the finest level, at least
     ``COARSEST_PX`` at the coarsest, ``search_px`` in the search over all angles (every ``step_deg``), both faces and ``scales``.
     ``candidates`` of it are refined, ``rivals`` of those that differ once more. ``plan``: how the deformation is sought,
-    its stiffness that of an image of ``working_px``; masks that the user gave count ``given_outline`` instead of its outline.
+    its stiffness that of an image of ``working_px``; ``given``: the same where the user gave both masks.
     """
 
     working_px: int = 1024
@@ -46,8 +64,8 @@ class PlanarSettings:
     scales: tuple[float, ...] = tuple(float(1.12**k) for k in range(-6, 7))
     candidates: int = 8
     rivals: int = 4
-    given_outline: float = 1.0
-    plan: Plan = WITH_OUTLINE
+    plan: Plan = FOUND_MASKS
+    given: Plan = GIVEN_MASKS
 
 
 DEFAULTS = PlanarSettings()
@@ -70,8 +88,7 @@ def register_planar(
         level = make_level(*planes, matrix, grid, settings.plan.stride, settings.plan.robust)
         step, _ = fit_matrix(level, "affine", 15, settings.plan.bending.tone)
         matrix = matrix @ grid.index_to_world @ step @ grid.world_to_index
-    plan = as_stiff_at(settings.plan, max(grids[-1].shape) / settings.working_px)
-    plan = replace(plan, outline=settings.given_outline) if guide.outlines else plan
+    plan = as_stiff_at(settings.given if guide.outlines else settings.plan, max(grids[-1].shape) / settings.working_px)
     # both in the fixed frame, so that it does not matter how the moving image lies on its slide
     seen = guide.seen_under(matrix)
     pins = partial(_pins, guide=seen), partial(_pins, guide=seen.turned_round())
@@ -132,14 +149,21 @@ def _start(fixed: View, moving: View, planes: tuple[Pyramid, Pyramid], guide: Gu
     grids = level_grids(fixed.image.grid, spacing / 4, settings.search_px, settings.plan.stride)
     found = _candidates(planes, spacing, settings) if guide.search else [np.eye(3)]
     found = [through_landmarks(*guide.landmarks)] if guide.landmarks else found
-    coarse = (grids[0], "similarity"), (grids[1], "affine")
-    first = together([partial(_refined, m, planes, coarse, settings) for m in found])
-    rivals: list[Float] = []
-    for _, matrix in sorted(first, key=lambda r: r[0]):
-        if len(rivals) < settings.rivals and all(_apart(matrix, r, fixed.image.grid) > SAME_SHARE for r in rivals):
-            rivals.append(matrix)
-    last = together([partial(_refined, m, planes, ((grids[2], "affine"),), settings) for m in rivals])
-    return min(last, key=lambda r: r[0])[1]
+    still = [Still.of(planes[0], grid, SHAPES) for grid in grids[:3]]
+    for place, (model, most) in enumerate(zip(MODELS, (len(found), settings.rivals, 1), strict=True)):
+        refined = together([partial(_refined, m, planes[1], still[place], model, settings) for m in found])
+        found = _promising(refined, most, fixed.image.grid)
+    return found[0]
+
+
+def _promising(refined: list[tuple[float, Float]], most: int, grid: Grid) -> list[Float]:
+    """At most so many maps that differ, best first, without those whose cost is far above the best one's."""
+    kept: list[Float] = []
+    least = min(cost for cost, _ in refined)
+    for cost, matrix in sorted(refined, key=lambda r: r[0]):
+        if len(kept) < most and cost <= least + BEATEN and all(_apart(matrix, k, grid) > SAME_SHARE for k in kept):
+            kept.append(matrix)
+    return kept
 
 
 def through_landmarks(fixed: Float, moving: Float) -> Float:
@@ -181,16 +205,12 @@ def _outline_and_edges(plane: Pyramid, spacing_mm: float) -> Channels:
     return make_channels(Image(grid, both[..., 0]), Image(grid, both[..., 1] >= 0.5), "edges")
 
 
-def _refined(
-    matrix: Float, planes: tuple[Pyramid, Pyramid], stages: tuple[tuple[Grid, str], ...], settings: PlanarSettings
-) -> tuple[float, Float]:
-    """Cost and map after the linear fits of ``stages`` in turn."""
-    cost = np.inf
-    for grid, model in stages:
-        level = make_level(*planes, matrix, grid, 2 if model == "similarity" else settings.plan.stride, settings.plan.robust)
-        step, cost = fit_matrix(level, model, 15)
-        matrix = matrix @ grid.index_to_world @ step @ grid.world_to_index
-    return cost, matrix
+def _refined(matrix: Float, moving: Pyramid, still: Still, model: str, settings: PlanarSettings) -> tuple[float, Float]:
+    """Cost and map after a linear fit to one level."""
+    stride = 2 if model == "similarity" else settings.plan.stride
+    (level,) = levels_onto((still,), moving, matrix, stride, settings.plan.robust)
+    step, cost = fit_matrix(level, model, 15)
+    return cost, matrix @ still.grid.index_to_world @ step @ still.grid.world_to_index
 
 
 def _apart(a: Float, b: Float, grid: Grid) -> float:

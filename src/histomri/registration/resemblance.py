@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histomri.core import Grid, Image
-from histomri.kernels.features import mind
+from histomri.kernels.descriptor import mind_plane
+from histomri.kernels.features import masked_mean
 from histomri.kernels.interpolate import warp_2d
 from histomri.registration.alignment import View
 from histomri.registration.pair import at_spacing
@@ -28,6 +29,7 @@ Array = NDArray[np.float32]
 SIDE_PX = 160
 STEP_DEG = 30.0
 LEAST_SPREAD = 0.01
+FILL_PX = 4.0
 # related pairs reached 5.5 and more, unrelated ones 2.7 at most
 LEAST_LEAD = 4.0
 
@@ -68,6 +70,12 @@ def turns(mask: Image) -> list[Affine]:
     return [Affine.from_parts(m, middle - m @ middle) for m in linear]
 
 
+def _described(image: Array, mask: NDArray[np.bool_]) -> Array:
+    """MIND (y, x, 8) of an image, of which nothing counts outside its mask."""
+    filled = np.where(mask, image, masked_mean(image, mask, FILL_PX)).astype(np.float32)
+    return mind_plane(filled, mask) * mask[..., None]
+
+
 @dataclass(frozen=True, eq=False)
 class _Comparison:
     """The fixed descriptors, and the moving image and mask as (y, x, 2) averaged to about the fixed grid's pixels."""
@@ -84,12 +92,12 @@ class _Comparison:
         other = max(spacing * scale, float(moving.image.grid.spacing_mm.max()))
         pixels, tissue = at_spacing(moving.image, moving.mask, other)
         both = np.stack([pixels.data, tissue.data.astype(np.float32)], axis=-1)
-        return _Comparison(image.grid, mind(image.data, mask.data), Image(pixels.grid, both, ("image", "mask")))
+        return _Comparison(image.grid, _described(image.data, mask.data), Image(pixels.grid, both, ("image", "mask")))
 
     def score(self, transform: Transform) -> float:
         """Cosine of the descriptors over the union of both tissues, the moving image's taken once it is turned."""
         here = self._on_grid(transform)
-        features = mind(np.ascontiguousarray(here[..., 0]), here[..., 1] >= 0.5)
+        features = _described(np.ascontiguousarray(here[..., 0]), here[..., 1] >= 0.5)
         norms = float(np.linalg.norm(self.features)) * float(np.linalg.norm(features))
         return float(np.vdot(self.features, features)) / max(norms, 1e-12)
 

@@ -82,7 +82,7 @@ def _of_scale(fixed: Channels, moving: Channels, scale: float, angles_deg: Float
     spacing = float(fixed.grid.spacing_mm[0])
     centre, middle = _centroid(fixed), _centroid(moving)
     size = fft.next_fast_len(2 * int(np.ceil(_reach(fixed, centre) + _reach(moving, middle))) + 2, real=True)
-    turned = np.stack([_canvas(moving, middle, rotation(a), (size, size)) for a in angles_deg])
+    turned = _turned(moving, middle, angles_deg, size)
     spectra = fft.rfft2(turned)
     norms = float(np.linalg.norm(fixed.data)) * np.sqrt((turned.astype(np.float64) ** 2).sum(axis=(1, 2, 3))) + 1e-12
     found: list[Candidate] = []
@@ -97,6 +97,18 @@ def _of_scale(fixed: Channels, moving: Channels, scale: float, angles_deg: Float
             linear = scale * rotation(angle) @ flip
             found.append(_candidate(linear, middle + linear @ (shift - centre), float(score)))
     return found
+
+
+def _turned(moving: Channels, middle: Float, angles_deg: Float, size: int) -> NDArray[np.float32]:
+    """The canvases (n, c, size, size) of angles from 0 to 180: the second half from the first by a quarter turn, where it is."""
+    half = len(angles_deg) // 2
+    is_even = 2 * half == len(angles_deg) and np.allclose(angles_deg[half:] - 90, angles_deg[:half])
+    first = np.stack([_canvas(moving, middle, rotation(a), (size, size)) for a in angles_deg[: half if is_even else None]])
+    if not is_even:
+        return first
+    # about the pixel size // 2: of an even number of pixels the first has no partner
+    back = np.roll(first[..., ::-1], 1 - size % 2, axis=-1)
+    return np.concatenate([first, np.swapaxes(back, -1, -2)])
 
 
 def _candidate(linear: Float, shift: Float, score: float) -> Candidate:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from histomri.core import Grid, Image, InputError
 from histomri.core.errors import Problem
-from histomri.kernels.tissue import DARK_MEDIAN, Tissue, find_tissue, tissue_bright
+from histomri.kernels.tissue import DARK_MEDIAN, Tissue, find_background, find_tissue, tissue_bright
 from histomri.registration.alignment import View
 
 Array = NDArray[np.float32]
@@ -192,21 +192,23 @@ def _contrast(data: Array, valid: Bool, dtype: np.dtype[Any], mask: Bool | None)
         data = np.where(valid[..., None], data, np.median(_rim(data, valid), axis=0)).astype(np.float32)
     if _has_dark_rim(data):
         # the finder takes an image that is half bright for brightfield: shown its negative, it is right
-        tissue = _tissue(255 - data)
+        tissue = _tissue(255 - data, mask)
         background = tuple(255 - b for b in tissue.background)
         channel = tissue_bright(data, background, True, 255.0)
     else:
-        tissue = _tissue(data)
+        tissue = _tissue(data, mask)
         channel = tissue_bright(data, tissue.background, tissue.inverted, 255.0)
     used = valid if mask is None else mask
     return channel if np.ptp(channel[used]) > 0 else _grey(data) / np.float32(255), tissue.mask
 
 
-def _tissue(data: Array) -> Tissue:
-    """Tissue in (y, x, c) of 0 to 255, found at the size for which the finder is made."""
+def _tissue(data: Array, mask: Bool | None) -> Tissue:
+    """Tissue in (y, x, c) of 0 to 255, found at the size for which the finder is made; only its background where it is known."""
     factor = max(1, round(max(data.shape[:2]) / MASK_PX))
-    small, _ = _block_mean(data, factor)
-    found = find_tissue(np.rint(small).astype(np.uint8))
+    small = np.rint(_block_mean(data, factor)[0]).astype(np.uint8)
+    if mask is not None:
+        return Tissue(mask, *find_background(small))
+    found = find_tissue(small)
     if factor == 1:
         return found
     size = (small.shape[1] * factor, small.shape[0] * factor)

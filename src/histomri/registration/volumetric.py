@@ -21,12 +21,13 @@ from scipy import ndimage
 from histomri.core import Grid, Image, RegistrationError
 from histomri.kernels.fields import compose
 from histomri.kernels.flow_3d import COST, flow_terms_3d, solve_3d
-from histomri.kernels.folding import nodes_below
 from histomri.kernels.gaussian import gaussian
 from histomri.kernels.interpolate import CoarseField, Order, warp
 from histomri.kernels.threshold import otsu
 from histomri.registration.alignment import Alignment, Guide, Progress, View, part, silent
+from histomri.registration.mending import unfolded
 from histomri.registration.pose import PoseCandidate, Scaled, different, refine_pose, search_orientations
+from histomri.registration.recolouring import Curve, conditional_mean
 from histomri.registration.sanity import tissue_size
 from histomri.registration.similarity import nmi
 from histomri.transforms import Affine, Chain, DisplacementField
@@ -39,9 +40,7 @@ MIN_JACOBIAN = 0.1
 START_JACOBIAN = 0.12
 SMALLEST = 1e-3
 LOWEST, HIGHEST = 0.1, 1.5
-BINS = 64
 TRIAL_STEPS = 3
-MENDING = 20
 
 
 @dataclass(frozen=True)
@@ -221,32 +220,6 @@ def matching(fixed: Array, warped: Array) -> tuple[Curve | None, Curve | None]:
 
 
 @dataclass(frozen=True, eq=False)
-class Curve:
-    """``E[b | a]``: ``values`` at ``places``; ``ratio`` is the share of b's variance that it explains."""
-
-    places: Float
-    values: Float
-    ratio: float
-
-    def apply(self, image: Array) -> Array:
-        """The image's values on the curve."""
-        return np.interp(image, self.places, self.values).astype(np.float32)
-
-
-def conditional_mean(given: Array, wanted: Array) -> Curve:
-    """Mean of ``wanted`` (n,) for each of 64 levels of ``given`` (n,), smoothed over about two levels."""
-    low, high = (float(v) for v in np.percentile(given[:: max(1, len(given) // 200_000)], (0.2, 99.8)))
-    place = np.clip((given - low) / max(high - low, 1e-12) * BINS, 0, BINS - 1).astype(np.intp)
-    count = np.bincount(place, minlength=BINS).astype(float)
-    total = np.bincount(place, wanted, minlength=BINS)
-    explained = float((total**2 / np.maximum(count, 1)).sum() - total.sum() ** 2 / len(given))
-    variance = float(wanted.astype(np.float64).var()) * len(given)
-    smooth = [ndimage.gaussian_filter1d(v, 1.5, mode="constant") for v in (total, count + 1e-9)]
-    places = low + (np.arange(BINS) + 0.5) * (high - low) / BINS
-    return Curve(places, smooth[0] / smooth[1], explained / max(variance, 1e-12))
-
-
-@dataclass(frozen=True, eq=False)
 class Step:
     """The settings of one level."""
 
@@ -325,33 +298,10 @@ def stiffened(field: Array, sigma: float) -> Array:
     return np.asarray(field - (rough - gaussian(rough, sigma, 3)), np.float32)
 
 
-def unfolded(field: Array, limit: float, before: Array | None = None) -> Array | None:
-    """A field in nodes, mended around those where a corner of a cell is below the limit, until there is none; None if it stays.
-
-    Each round brings it half of the way to ``before``, and smooths; without that, and in the last rounds, it only smooths. All
-    that is further away stays as it is, so that a few nodes in a bad place do not keep the rest from moving.
-    """
-    for attempt in range(MENDING):
-        folds = nodes_below(field, limit)
-        if not folds.any():
-            return field
-        wanted = gaussian(field, 1.0, 3)
-        if before is not None and attempt < MENDING / 2:
-            wanted = (wanted + before) * np.float32(0.5)
-        field = np.asarray(field + _near(folds)[..., None] * (wanted - field), np.float32)
-    return None
-
-
 def _mended(field: Array, limit: float) -> Array:
     """:func:`unfolded`, or no displacement at all."""
     mended = unfolded(field, limit)
     return np.zeros_like(field) if mended is None else mended
-
-
-def _near(nodes: Mask) -> Array:
-    """1 at nodes (Z, Y, X) and their neighbours, falling smoothly to 0 over about three more."""
-    around = ndimage.maximum_filter(nodes, 3).astype(np.float32)
-    return np.asarray(np.minimum(2 * gaussian(around, 1.5, 3), 1), np.float32)
 
 
 @dataclass(frozen=True, eq=False)

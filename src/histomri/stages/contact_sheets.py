@@ -56,16 +56,16 @@ def outlined(manifest: SectionManifest) -> NDArray[np.uint8] | None:
         pixels = np.asarray(image.data[...])
     except (InputError, OSError, ValueError):
         return None
-    rgb = resized(as_rgb(pixels, manifest), DRAWN_PX)
+    rgb = resized(as_rgb(pixels, manifest.inverted), DRAWN_PX)
     size = (rgb.shape[1], rgb.shape[0])
     outline(rgb, cv2.resize(mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_AREA) > 127, OUTLINE, 2)
     return resized(rgb, THUMB_PX)
 
 
-def as_rgb(pixels: NDArray[Any], manifest: SectionManifest) -> NDArray[np.uint8]:
-    """Pixels (y, x[, c]) as people see them: colours as they are, channels of fluorescence stretched to their range."""
+def as_rgb(pixels: NDArray[Any], is_dark: bool) -> NDArray[np.uint8]:
+    """Pixels (y, x[, c]) as people see them: colours as they are, channels on a dark ground stretched to their range."""
     planes = pixels.reshape(*pixels.shape[:2], -1)[..., :3]
-    if planes.dtype == np.uint8 and not manifest.inverted:
+    if planes.dtype == np.uint8 and not is_dark:
         return np.ascontiguousarray(np.repeat(planes[..., :1], 3, axis=-1) if planes.shape[-1] < 3 else planes)
     low, high = (np.percentile(planes, q, axis=(0, 1)) for q in (1, 99.5))
     shown = np.clip((planes.astype(np.float32) - low) / np.maximum(high - low, 1e-6), 0, 1) * 255

@@ -20,18 +20,18 @@ from histomri.core.errors import HistomriError, Problem
 from histomri.io import omezarr, private, slides
 from histomri.io.publish import content_sha256, remove, whole
 from histomri.io.pyramid import Reading, ReadTile
-from histomri.io.regions import FoundSection, find_sections
-from histomri.io.sections import SectionManifest, open_tissue, write_manifest
+from histomri.io.regions import FoundSection, sections_on
+from histomri.io.sections import SectionManifest, write_manifest
 from histomri.io.shards import encoder, room_for
+from histomri.stages.focus import add_quality
 from histomri.stages.stains import add_stains, check_stains
+from histomri.stages.tissue import MaskSettings, add_tissue
 
-LITTLE_TISSUE = 0.01
 BASE_MB = 350
 SAMPLE_PX = 512
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 # beside the manifest, so that the public folder of sections may be given away as it is
 KEPT = "kept"
-QUALITY_TILE_PX, QUALITY_TILES = 64, 200
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def convert(
     opened = slides.open_slide(section.file, section.channel, settings.max_plain_px, settings.focal_plane)
     with opened as slide, unchanged(slide):
         info = slide.info
-        found = found_region(section, settings)
+        found = found_region(section, slide, settings.reading_order)
         section = replace(section, region=found.region) if found else section
         grid = Grid(region_shape(section, info.shape), pixel_size(section, info, pixel_size_mm))
         levels = omezarr.level_count(grid.shape, settings.smallest_level_px)
@@ -136,8 +136,9 @@ def convert(
         left, top = section.region[:2] if section.region else (0, 0)
         granted = threads_within_memory(settings, spec, threads)
         reading = reading_of(slide, (top, left), granted, ProgressLog(spec))
-        check_space(folder, spec, reading.read_tile, settings.codec)
-        digests = omezarr.write_pyramid(folder, spec, reading, settings.storage)
+        storage, remarks = storage_of(spec, settings)
+        check_space(folder, spec, reading.read_tile, storage.codec)
+        digests = omezarr.write_pyramid(folder, spec, reading, storage)
         flags = damage_flags(section, slide.bad_tiles, slide.tiles, settings.max_bad_tiles)
     record = SectionManifest(
         section=section.id,
@@ -149,11 +150,20 @@ def convert(
         dtype=info.dtype,
         background=(),
         region=section.region,
-        flags=(*flags, *info.notes),
+        flags=(*flags, *info.notes, *remarks),
         dropped=info.dropped,
     )
-    record = add_quality(add_tissue(record, settings, found.own if found else None))
+    record = add_tissue(record, mask_settings(settings), storage, found.own if found else None)
+    record = add_quality(record, storage.codec, threads)
     return add_stains(record, section.stain, settings.stains, settings.registration_channel), digests
+
+
+def storage_of(spec: omezarr.PyramidSpec, settings: IngestSettings) -> tuple[omezarr.Storage, tuple[str, ...]]:
+    """How a section is stored; without loss, and with a flag that says so, where the chosen codec cannot hold its pixels."""
+    if omezarr.fits_codec(settings.codec, len(spec.channels), spec.dtype):
+        return settings.storage, ()
+    said = f"{len(spec.channels)} channels of {spec.dtype} cannot be stored as {settings.codec}: {omezarr.LOSSLESS[0]} is used"
+    return replace(settings.storage, codec=omezarr.LOSSLESS[0]), (said,)
 
 
 def reading_of(slide: slides.Slide, corner: tuple[int, int], threads: int, progress: Callable[[int], None]) -> Reading:
@@ -178,113 +188,24 @@ def without_private(record: SectionManifest, section: Section, wanted: Sequence[
     return replace(record, dropped=dropped, dropped_metadata=tuple(f.name for f in left), kept=tuple(kept))
 
 
-def found_region(section: Section, settings: IngestSettings) -> FoundSection | None:
+def found_region(section: Section, slide: slides.Slide, reading_order: str) -> FoundSection | None:
     """Where the slide holds a section whose region is ``auto``; None where the sheet says. Raises ``InputError``."""
-    if section.auto_region is None or section.file is None:
+    if section.auto_region is None:
         return None
     place, count = section.auto_region
-    return find_sections(section.file, count, settings.reading_order, section.channel)[place - 1]
+    return sections_on(slide, count, reading_order).sections[place - 1]
 
 
-def add_tissue(record: SectionManifest, settings: IngestSettings, own: np.ndarray | None = None) -> SectionManifest:
-    """Find the tissue on the working level, write it as a label, and measure it.
-
-    ``own`` is bool over the section's extent, at any spacing: what of the tissue is no neighbour's on the slide.
-    """
-    from histomri.kernels.tissue import TissueParameters, find_tissue
-
-    fits = [k for k in range(record.levels) if max(record.level_grid(k).shape) <= settings.mask_px]
-    level = fits[0] if fits else record.levels - 1
-    planes = omezarr.open_array(record.store, str(level))[...]
-    parameters = TissueParameters(
+def mask_settings(settings: IngestSettings) -> MaskSettings:
+    """What the search for tissue wants to know."""
+    return MaskSettings(
+        mask_px=settings.mask_px,
         min_contrast=settings.mask_min_contrast,
         min_contrast_dark=settings.mask_min_contrast_dark,
-        min_share=settings.mask_min_piece,
+        min_piece=settings.mask_min_piece,
         max_hole=settings.mask_max_hole,
+        min_fraction=settings.min_tissue_fraction,
     )
-    tissue = find_tissue(np.moveaxis(planes, 0, -1), parameters)
-    if own is not None:
-        tissue = replace(tissue, mask=tissue.mask & nearby(own, tissue.mask.shape))
-    fraction = float(tissue.mask.mean())
-    is_empty = fraction < settings.min_tissue_fraction
-    mask = np.zeros_like(tissue.mask) if is_empty else tissue.mask
-    grid = record.level_grid(level)
-    masks, grids = omezarr.mask_pyramid(mask, grid, record.levels)
-    omezarr.write_label(record.store, "tissue", masks, grids, settings.storage)
-    area = float(mask.sum() * np.prod(grid.spacing_mm))
-    return replace(
-        record,
-        background=tissue.background,
-        inverted=tissue.inverted,
-        background_drift=tissue.drift,
-        tissue_level=level,
-        tissue_levels=len(masks),
-        tissue_area_mm2=area,
-        tissue_fraction=float(mask.mean()),
-        status="empty" if is_empty else "ok",
-        flags=(*record.flags, *tissue_flags(is_empty, fraction, area)),
-    )
-
-
-def add_quality(record: SectionManifest) -> SectionManifest:
-    """Measure focus on tiles of level 0, and the stain on the working level; nothing for an empty section."""
-    from histomri.kernels.focus import measure_focus, measure_stain, white_balance
-    from histomri.kernels.glass import density_over
-
-    if not record.is_usable:
-        return record
-    mask = open_tissue(record).data
-    array = omezarr.open_array(record.store, "0")
-
-    def tiles(where: np.ndarray) -> Iterator[np.ndarray]:
-        for y, x in spread_tiles(where, 2**record.tissue_level, record.shape):
-            planes = array[:, y : y + QUALITY_TILE_PX, x : x + QUALITY_TILE_PX]
-            yield density_over(np.moveaxis(planes, 0, -1), record.background, record.inverted).mean(axis=-1)
-
-    focus = measure_focus(tiles(mask), tiles(~grown_mask(mask)))
-    pixels = np.moveaxis(omezarr.open_array(record.store, str(record.tissue_level))[...], 0, -1)
-    stain = measure_stain(density_over(pixels, record.background, record.inverted)[mask])
-    return replace(
-        record,
-        sharpness=focus.sharpness,
-        soft_share=focus.soft_share,
-        mean_density=stain.density,
-        saturation=stain.saturation,
-        dynamic_range=stain.dynamic_range,
-        white_balance=white_balance(record.background),
-    )
-
-
-def grown_mask(mask: np.ndarray) -> np.ndarray:
-    """The tissue and what is within 2 % of the long side of it."""
-    from histomri.kernels.pieces import grown
-
-    return grown(mask, max(2, round(0.02 * max(mask.shape))))
-
-
-def spread_tiles(where: np.ndarray, factor: int, shape: tuple[int, int]) -> list[tuple[int, int]]:
-    """Level-0 corners (y, x) of at most ``QUALITY_TILES`` tiles that lie in ``where`` (``factor`` coarser), evenly chosen."""
-    import cv2
-
-    side = QUALITY_TILE_PX
-    # one tile for each pixel of ``where`` is enough to choose from, however large level 0 is
-    y, x = (np.arange(0, n - side + 1, max(side, factor)) for n in shape)
-    first, after = (y // factor, x // factor), ((y + side - 1) // factor + 1, (x + side - 1) // factor + 1)
-    sums = cv2.integral(where.astype(np.uint8))
-    held = sums[np.ix_(*after)] - sums[np.ix_(first[0], after[1])] - sums[np.ix_(after[0], first[1])] + sums[np.ix_(*first)]
-    inside = np.argwhere(held == np.outer(after[0] - first[0], after[1] - first[1]))
-    # by the golden ratio: spread over rows and columns alike, whatever the shape
-    chosen = np.sort(np.argsort((np.arange(len(inside)) * 0.6180339887) % 1.0, kind="stable")[:QUALITY_TILES])
-    return [(int(y[i]), int(x[j])) for i, j in inside[chosen]]
-
-
-def nearby(own: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A section's own tissue on another grid of the same extent, grown a little: it was seen more coarsely."""
-    import cv2
-
-    size = cv2.resize(own.astype(np.uint8), shape[::-1], interpolation=cv2.INTER_NEAREST)
-    reach = 1 + 2 * math.ceil(max(shape) / max(own.shape))
-    return np.asarray(cv2.dilate(size, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)), bool)
 
 
 def placeholder(
@@ -346,14 +267,20 @@ def pixel_size(section: Section, info: slides.SlideInfo, default_mm: float | Non
 def threads_within_memory(settings: IngestSettings, spec: omezarr.PyramidSpec, threads: int) -> int:
     """How many of the granted threads fit ``max_memory_mb``.
 
-    Each holds one shard as coded, and at worst its own shard of sums at every level above; see ``io.pyramid``.
+    Each holds its shard of level 0, and at worst a chunk of sums and a shard as coded of its own at every level above; see
+    ``io.pyramid``.
     """
     from histomri.kernels.pyramid import sum_type
 
     channels, dtype = len(spec.channels), np.dtype(spec.dtype)
-    sides = [[min(n, settings.shard_px) for n in omezarr.level_grid(spec.grid, k).shape] for k in range(spec.levels)]
-    sums = sum(float(np.prod(side)) * sum_type(dtype, k).itemsize for k, side in enumerate(sides) if k)
-    unit = (settings.shard_px**2 * dtype.itemsize + sums) * channels / 2**20
+    shapes = [omezarr.level_grid(spec.grid, k).shape for k in range(spec.levels)]
+
+    def held(side: int, level: int) -> float:
+        return float(np.prod([min(n, side) for n in shapes[level]]))
+
+    coded = sum(held(settings.shard_px, k) for k in range(spec.levels)) * dtype.itemsize
+    sums = sum(held(settings.chunk_px, k) * sum_type(dtype, k).itemsize for k in range(1, spec.levels))
+    unit = (coded + sums) * channels / 2**20
     # the interpreter and its libraries, and decoded tiles that are kept
     return max(1, min(threads, math.floor((settings.max_memory_mb - BASE_MB) / unit)))
 
@@ -445,10 +372,3 @@ def damage_flags(section: Section, bad_tiles: int, tiles: int, max_share: float)
     if bad_tiles > max_share * tiles:
         raise bad(section, what, "copy the slide again from the scanner")
     return (what,)
-
-
-def tissue_flags(is_empty: bool, fraction: float, area_mm2: float) -> tuple[str, ...]:
-    """A flag for no tissue or very little of it."""
-    if is_empty:
-        return ("no tissue was found",)
-    return (f"little tissue: {area_mm2:.3g} mm2, {100 * fraction:.2g} % of the image",) if fraction < LITTLE_TISSUE else ()

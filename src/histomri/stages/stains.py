@@ -21,7 +21,7 @@ from histomri.kernels.stains import (
     normalised,
     optical_density,
     rescaled,
-    strengths_of,
+    strengths,
     unit,
     upper_quartile,
 )
@@ -114,8 +114,8 @@ def amounts_of(
         above = pixels.astype(np.float32) - np.asarray(record.background, np.float32)
         least = np.maximum(DIM * np.percentile(above, 99, axis=0), 1e-3)
         return above, np.array([upper_quartile(a, float(dim)) for a, dim in zip(above.T, least, strict=True)])
-    density = optical_density(pixels, record.background)
-    return concentrations(density, vectors), strengths_of(density, vectors)
+    amounts = concentrations(optical_density(pixels, record.background), vectors)
+    return amounts, strengths(amounts)
 
 
 def choose_channel(record: SectionManifest, stains: StainRecord, wanted: str) -> tuple[str, tuple[str, ...]]:

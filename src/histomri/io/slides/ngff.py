@@ -22,6 +22,8 @@ def metadata_of(path: Path) -> tuple[Any, dict[str, Any]]:
     """The group, and its OME metadata with ``multiscales``. Raises ``InputError``."""
     import zarr
 
+    import histomri.io.picture_codecs  # noqa: F401  (registers codecs)
+
     remedy = "name the folder of an OME-Zarr image (0.4 or 0.5)"
     try:
         group = zarr.open_group(str(path), mode="r")

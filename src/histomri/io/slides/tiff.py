@@ -30,6 +30,7 @@ from histomri.io.slides.base import (
     problem,
 )
 from histomri.kernels.planes import split_planes
+from histomri.kernels.pyramid import worth_compiling
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 CACHE_BYTES = 48 << 20
@@ -333,11 +334,12 @@ class TiffSlide(Slide):
         if len(first.pages) > 1 or first.keyframe.planarconfig != 1:
             super().read_planes(y, x, height, width, planes)
             return
+        compiled = worth_compiling(first.shape[0] * first.shape[1])
         for (top, left), box, tile in self._pieces((y, x), (height, width), 0, (0, 0)):
             if tile is None:
                 planes[:, top : top + box[2], left : left + box[3]] = self._fill
             else:
-                split_planes(tile[..., self._columns], box, planes, (top, left))
+                split_planes(tile[..., self._columns], box, planes, (top, left), compiled)
 
     @property
     def _columns(self) -> Any:
