@@ -1,7 +1,7 @@
 """Time and memory against size: ``python tests/benchmarks/growth.py [--json FILE] [--only 2D|3D] [--gigabytes 5]``.
 
-``--sides 384,512 --tasks level --parts 1`` measures these sizes of these tasks alone, and evaluates levels in parts that keep to a
-gigabyte, as the engine does where ``memory_bytes`` says so.
+``--sides 384,512 --tasks level --parts 1`` measures these sizes of these tasks alone, and evaluates levels in parts that keep to
+a gigabyte, as the engine does where ``memory_bytes`` says so.
 
 Kernels, and one iteration of a level of the engine, at growing sizes: CPU nanoseconds of all threads per pixel (the least of
 the rounds, so that other work on the machine does not count), the slope of log seconds over log pixels (1 is linear), and bytes
