@@ -406,7 +406,7 @@ def detailed(level: Level, field: Nodes, step: Step, settings: VolumetricSetting
     """The finest level's field after looser steps (:func:`loosened`) and then some with a node in every voxel, as folds of a
     cortex that differ need; as it is where looser steps are not worth it.
     """
-    start = field.values / level.grid.spacing_mm.astype(np.float32)
+    start = np.asarray(field.values / level.grid.spacing_mm.astype(np.float32), np.float32)
     loose = loosened(level, start, step, settings)
     if loose is start:
         return field
