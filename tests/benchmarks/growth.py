@@ -1,5 +1,8 @@
 """Time and memory against size: ``python tests/benchmarks/growth.py [--json FILE] [--only 2D|3D] [--gigabytes 5]``.
 
+``--sides 384,512 --tasks level --parts 1`` measures these sizes of these tasks alone, and evaluates levels in parts that keep to
+a gigabyte, as the engine does where ``memory_bytes`` says so.
+
 Kernels, and one iteration of a level of the engine, at growing sizes: CPU nanoseconds of all threads per pixel (the least of
 the rounds, so that other work on the machine does not count), the slope of log seconds over log pixels (1 is linear), and bytes
 per pixel, inputs and peak together. A size that would need more than ``--gigabytes``, by what smaller ones needed, is left out.
@@ -26,13 +29,17 @@ from histomri.kernels.gaussian import gaussian
 from histomri.kernels.interpolate import warp, warp_with_gradient
 from histomri.registration.engine.models import Diffeomorphic
 from histomri.registration.engine.objective import Level, Objective
+from histomri.registration.engine.parts import pixel_bytes
 from histomri.registration.metrics import METRICS
+from histomri.tiling.boxes import fitting
 
 Array = NDArray[np.float32]
 Call = Callable[[], object]
 SIDES = {"3D": (128, 192, 256, 384, 512), "2D": (1000, 2000, 4000, 8000, 16000)}
 # taken for the first size, when nothing is known yet
 BYTES_PER_PIXEL = 200.0
+# of a part: more than any metric's
+HALO = 12
 
 
 @dataclass(frozen=True)
@@ -70,17 +77,19 @@ def field(shape: tuple[int, ...]) -> Array:
     return out
 
 
-def objective(shape: tuple[int, ...], metric: str) -> Objective:
-    """A level whose images are both on a grid of ``shape``, whole, under a dense diffeomorphic model."""
+def objective(shape: tuple[int, ...], metric: str, part_bytes: float | None) -> Objective:
+    """A level whose images are both on a grid of ``shape``, whole or in parts, under a dense diffeomorphic model."""
     grid, eye, ones = Grid(shape, np.ones(len(shape))), np.eye(len(shape) + 1), np.ones(shape, np.float32)
-    level = Level(grid, grid, image(shape, 0), image(shape, 1), ones, ones, eye)
+    tile = fitting(shape, pixel_bytes(1, len(shape)), part_bytes, HALO) if part_bytes else ()
+    level = Level(grid, grid, image(shape, 0), image(shape, 1), ones, ones, eye, tile)
     return Objective(level, METRICS[metric], Diffeomorphic(shape), eye)
 
 
 def gradient_step(problem: Objective, theta: Array) -> object:
     """Value, gradient and the composition that does not fold."""
     _, slope = problem.at(theta)
-    return problem.advance(theta, slope * np.float32(0.1 / max(float(np.abs(slope).max()), 1e-12)))
+    slope *= np.float32(0.1 / max(float(slope.max()), -float(slope.min()), 1e-12))
+    return problem.advance(theta, slope)
 
 
 def newton_step(problem: Objective, theta: Array) -> object:
@@ -115,12 +124,13 @@ def kernel_tasks(ndim: int) -> dict[str, Callable[[tuple[int, ...]], Call]]:
     }
 
 
-def level_tasks() -> dict[str, Callable[[tuple[int, ...]], Call]]:
+def level_tasks(part_bytes: float | None) -> dict[str, Callable[[tuple[int, ...]], Call]]:
     """One iteration of a level: gradient descent on LNCC, Gauss-Newton on squared differences."""
 
     def iterated(step: Callable[[Objective, Array], object], metric: str) -> Callable[[tuple[int, ...]], Call]:
         def make(shape: tuple[int, ...]) -> Call:
-            problem, theta = objective(shape, metric), field(shape) * np.float32(0.1)
+            problem, theta = objective(shape, metric, part_bytes), field(shape)
+            theta *= np.float32(0.1)
             return lambda: step(problem, theta)
 
         return make
@@ -162,13 +172,18 @@ def grown(
     return Growth(f"{ndim}D {task}", tuple(points), float(np.polyfit(sizes, seconds, 1)[0]) if len(points) > 1 else math.nan)
 
 
-def growths(only: str | None, limits: tuple[int, float]) -> Iterator[Growth]:
-    """All tasks, in turn."""
+def growths(given: argparse.Namespace) -> Iterator[Growth]:
+    """All tasks that were asked for, in turn."""
     for name, sides in SIDES.items():
         ndim = int(name[0])
-        for task, make in {**kernel_tasks(ndim), **level_tasks()}.items():
-            if only in (None, name):
-                yield grown(task, make, ndim, sides, limits)
+        for task, make in {**kernel_tasks(ndim), **level_tasks(given.parts and given.parts * 1e9)}.items():
+            if given.only in (None, name) and task.startswith(given.tasks):
+                yield grown(task, make, ndim, given.sides or sides, (given.rounds, given.gigabytes * 1e9))
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """Numbers with commas between them."""
+    return tuple(int(n) for n in text.split(","))
 
 
 def line(growth: Growth) -> str:
@@ -182,13 +197,16 @@ def main() -> None:
     """Print the table; write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=tuple(SIDES))
+    parser.add_argument("--tasks", default="", help="only those whose name begins so")
+    parser.add_argument("--sides", type=whole_numbers, help="sizes in place of all, with commas")
+    parser.add_argument("--parts", type=float, help="gigabytes that the parts of a level keep to; a level is whole without")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--gigabytes", type=float, default=5.0)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     print(f"{numba.get_num_threads()} threads, CPU time, least of {arguments.rounds}", flush=True)
     found = []
-    for growth in growths(arguments.only, (arguments.rounds, arguments.gigabytes * 1e9)):
+    for growth in growths(arguments):
         found.append(growth)
         print(line(growth), flush=True)
     if arguments.json:

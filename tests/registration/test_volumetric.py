@@ -25,12 +25,14 @@ from histomri.registration.volumetric import (
     DEFAULTS,
     MIN_JACOBIAN,
     MIRROR_LEAD,
+    Level,
     Nodes,
     Soft,
     Step,
     advance,
     conditional_mean,
     deform,
+    detailed,
     find_start,
     finest_spacing,
     foreground,
@@ -184,8 +186,8 @@ def test_the_function_is_taken_in_the_direction_that_loses_nothing() -> None:
     np.testing.assert_allclose(curve.apply(one), two, atol=0.04)
 
 
-@pytest.mark.parametrize("other", ["another anatomy", "noise"])
-def test_finer_detail_is_kept_where_the_anatomy_differs_and_not_where_noise_does(other: str) -> None:
+def _wiggled(other: str) -> tuple[Level, np.ndarray]:
+    """A level on which finer detail or noise is left, and no displacement on its nodes, two voxels apart."""
     points = GRID.points()
     wiggle = 0.3 * np.sin(4.0 * np.roll(points, 1, axis=-1)) if other == "another anatomy" else 0.0
     one, two = (Soft.of(_view(p, GRID)) for p in (points + wiggle, points))
@@ -194,9 +196,35 @@ def test_finer_detail_is_kept_where_the_anatomy_differs_and_not_where_noise_does
         spoilt[..., 0] += 0.1 * RANDOM.normal(size=spoilt.shape[:3]) * spoilt[..., 1]
         one = Soft(one.grid, spoilt)
     level = make_level(one.data, two.on(one.grid, np.eye(4)), one.grid, None, 4.0)
-    still = np.zeros((*one.grid.downsample(2).shape, 3), np.float32)
+    return level, np.zeros((*one.grid.downsample(2).shape, 3), np.float32)
+
+
+@pytest.mark.parametrize("other", ["another anatomy", "noise"])
+def test_finer_detail_is_kept_where_the_anatomy_differs_and_not_where_noise_does(other: str) -> None:
+    level, still = _wiggled(other)
     found = loosened(level, still, Step(2, 4.0, 4.0, 8), DEFAULTS)
     assert (found is still) == (other == "noise")
+
+
+def test_detail_finer_than_two_voxels_is_followed_where_the_anatomy_differs() -> None:
+    level, still = _wiggled("another anatomy")
+    step, begun = Step(2, 4.0, 4.0, 8), Nodes.of(still, level, 2)
+    coarse, dense = (detailed(level, begun, step, replace(DEFAULTS, dense_iterations=n)) for n in (0, 3))
+    assert dense.grid == level.grid
+    fields = [np.asarray(n.values / level.grid.spacing_mm, np.float32) for n in (coarse, dense)]
+    costs = [volumetric._cost(level, f, 1) for f in fields]
+    assert costs[1] < 0.9 * costs[0]
+    assert least_jacobian(fields[1]) >= 0.99 * MIN_JACOBIAN
+    level, still = _wiggled("noise")
+    begun = Nodes.of(still, level, 2)
+    assert detailed(level, begun, step, DEFAULTS) is begun
+
+
+def test_slabs_of_a_step_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    terms = RANDOM.random((21, 9, 8, 10)).astype(np.float32)
+    whole = volumetric._update(terms, Step(2, 4.0, 4.0, 8), 0.01)
+    monkeypatch.setattr(volumetric, "SLAB", 5)
+    np.testing.assert_array_equal(volumetric._update(terms, Step(2, 4.0, 4.0, 8), 0.01), whole)
 
 
 def test_the_smaller_volume_is_a_part_of_the_larger_either_way(moving: View) -> None:

@@ -45,28 +45,51 @@ def _determinant(m):  # type: ignore[no-untyped-def]
 
 @njit(parallel=True, cache=True)
 def _below(field, limit, out):  # type: ignore[no-untyped-def]  # pragma: no cover
-    depth, height, width, _ = field.shape
-    # all eigenvalues of I + D lie within 3 max|D| of 1: up to here no determinant is below the limit
-    harmless = (1.0 - max(limit, 0.0) ** (1 / 3)) / 3
-    for row in prange(depth * height):
+    height, width = field.shape[1], field.shape[2]
+    for row in prange(field.shape[0] * height):
         k, j = row // height, row % height
-        d, m = np.empty((2, 3, 3)), np.empty((3, 3))
-        for i in range(width):
-            wild = False
-            for axis in range(3):
-                for side in range(2):
-                    for c in range(3):
-                        d[side, c, axis] = _difference(field, k, j, i, axis, 2 * side - 1, c)
-                        wild = wild or not abs(d[side, c, axis]) < harmless
-            out[k, j, i] = False
-            if not wild:
-                continue
-            for signs in range(8):
-                for c in range(3):
-                    for axis in range(3):
-                        m[c, axis] = d[(signs >> axis) & 1, c, axis] + (1.0 if c == axis else 0.0)
-                if not _determinant(m) >= limit:
-                    out[k, j, i] = True
+        # d u_c / d x_axis towards either side, and 1 where c is the axis: a row's numbers beside each other
+        m = np.empty((2, 3, 3, width))
+        _columns(field, k, j, m)
+        _fall_below(m, limit, out[k, j])
+
+
+@njit(cache=True)
+def _columns(field, k, j, m):  # type: ignore[no-untyped-def]  # pragma: no cover
+    depth, height, width, _ = field.shape
+    rows = ((max(k - 1, 0), j), (min(k + 1, depth - 1), j)), ((k, max(j - 1, 0)), (k, min(j + 1, height - 1)))
+    for axis in range(2):
+        before, after = rows[axis]
+        # at a border the other side counts twice
+        low, high = before != (k, j), after != (k, j)
+        for c in range(3):
+            one = 1.0 if c == axis else 0.0
+            for i in range(width):
+                here = float(field[k, j, i, c])
+                down, up = here - float(field[before[0], before[1], i, c]), float(field[after[0], after[1], i, c]) - here
+                m[0, axis, c, i] = one + (down if low else up)
+                m[1, axis, c, i] = one + (up if high else down)
+    for c in range(3):
+        one = 1.0 if c == 2 else 0.0
+        for i in range(1, width):
+            m[0, 2, c, i] = m[1, 2, c, i - 1] = one + (float(field[k, j, i, c]) - float(field[k, j, i - 1, c]))
+        m[0, 2, c, 0] = m[1, 2, c, 0] if width > 1 else one
+        m[1, 2, c, width - 1] = m[0, 2, c, width - 1]
+
+
+@njit(cache=True)
+def _fall_below(m, limit, out):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """Whether any of the eight determinants ``a . (b x c)`` of a row's nodes is below the limit, or no number."""
+    out[:] = False
+    for side in range(4):
+        b, c = m[side & 1, 1], m[side >> 1, 2]
+        for i in range(out.shape[0]):
+            x = b[1, i] * c[2, i] - b[2, i] * c[1, i]
+            y = b[2, i] * c[0, i] - b[0, i] * c[2, i]
+            z = b[0, i] * c[1, i] - b[1, i] * c[0, i]
+            first = m[0, 0, 0, i] * x + m[0, 0, 1, i] * y + m[0, 0, 2, i] * z
+            second = m[1, 0, 0, i] * x + m[1, 0, 1, i] * y + m[1, 0, 2, i] * z
+            out[i] |= (not first >= limit) | (not second >= limit)
 
 
 def nodes_below(field: Array, limit: float) -> NDArray[np.bool_]:

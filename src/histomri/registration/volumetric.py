@@ -7,7 +7,8 @@
 
 Each step solves the windowed Gauss-Newton system ``(G*T + ridge) du = -G*b`` (Lucas and Kanade 1981), composes the update with
 the field so far and smooths the whole; where a step would fold it is mended, and only there. At the finest level the field lives
-on nodes two voxels apart. ``docs/decisions/engine.md`` has the measurements behind the numbers.
+on nodes two voxels apart, and where the anatomies differ at last on every voxel. ``docs/decisions/engine.md`` has the
+measurements behind the numbers.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from histomri.registration.pose import PoseCandidate, Scaled, different, refine_
 from histomri.registration.recolouring import Curve, conditional_mean
 from histomri.registration.sanity import tissue_size
 from histomri.registration.similarity import nmi
+from histomri.tiling.boxes import boxes
+from histomri.tiling.smooth import gaussian_part
 from histomri.transforms import Affine, Chain, DisplacementField
 
 Array = NDArray[np.float32]
@@ -41,6 +44,7 @@ START_JACOBIAN = 0.12
 SMALLEST = 1e-3
 LOWEST, HIGHEST = 0.1, 1.5
 TRIAL_STEPS = 3
+SLAB = 48
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,8 @@ class VolumetricSettings:
     so many; ``local``: sigma of the window of the local normalisation. For all levels, ``ridge``: damping relative to the mean
     structure tensor; ``tolerance``: relative fall of the cost that ends a level; ``most_voxels``: of the mask at the finest
     level, which is made coarser for more. ``loose``: window and stiffness of up to ``loose_iterations`` further steps at the
-    finest level, taken where a trial lowers the cost of voxels that it did not see by a share ``worth`` or more.
+    finest level, taken where a trial lowers the cost of voxels that it did not see by a share ``worth`` or more; ``dense``: those
+    of ``dense_iterations`` last ones, with a node in every voxel, where these were taken.
     """
 
     factors: tuple[int, ...] = (8, 4, 2, 1)
@@ -65,8 +70,10 @@ class VolumetricSettings:
     tolerance: float = 2e-3
     most_voxels: float = 4e6
     loose: tuple[float, float] = (1.5, 1.0)
-    loose_iterations: int = 12
+    loose_iterations: int = 3
     worth: float = 0.14
+    dense: tuple[float, float] = (1.0, 1.0)
+    dense_iterations: int = 3
 
 
 DEFAULTS = VolumetricSettings()
@@ -277,10 +284,12 @@ def _cost(level: Level, field: Array, nodes: int) -> float:
 
 
 def _update(terms: Array, step: Step, ridge: float) -> Array:
-    """``-(G*T + ridge I)^-1 G*b`` at every node, at most one node long, in voxels."""
-    windowed = gaussian(terms, step.window / step.nodes, 3)
-    trace = float(terms[..., [0, 3, 5]].mean(dtype=np.float64))
-    return solve_3d(windowed, ridge * trace + 1e-12, float(step.nodes))
+    """``-(G*T + ridge I)^-1 G*b`` at every node, at most one node long, in voxels; slab by slab, which needs less memory."""
+    sigma, out = step.window / step.nodes, np.empty((*terms.shape[:3], 3), np.float32)
+    damping = ridge * sum(float(terms[..., k].mean(dtype=np.float64)) for k in (0, 3, 5)) / 3 + 1e-12
+    for slab in boxes(terms.shape[:3], (SLAB, *terms.shape[1:3])):
+        out[slab] = solve_3d(gaussian_part(terms, sigma, slab), damping, float(step.nodes))
+    return out
 
 
 def advance(field: Array, update: Array, step: Step) -> Array:
@@ -304,12 +313,22 @@ def _mended(field: Array, limit: float) -> Array:
     return np.zeros_like(field) if mended is None else mended
 
 
+def nodes_of(grid: Grid, step: int) -> Grid:
+    """A node for every ``step`` voxels of a grid along each axis."""
+    return grid.downsample(step) if step > 1 else grid
+
+
 @dataclass(frozen=True, eq=False)
 class Nodes:
     """A displacement on a grid of nodes, mm along the grid's own axes."""
 
     grid: Grid
     values: Array
+
+    @staticmethod
+    def of(field: Array, level: Level, step: int) -> Nodes:
+        """A field (Z, Y, X, 3) in voxels of a level, with a node for every ``step`` of them."""
+        return Nodes(nodes_of(level.grid, step), field * level.grid.spacing_mm.astype(np.float32))
 
     def on(self, grid: Grid) -> Array:
         """The displacement on another grid with the same axes, in its voxels, edge values outside."""
@@ -326,6 +345,25 @@ class Nodes:
     def transform(self) -> DisplacementField:
         """The same as a displacement field in world mm."""
         return DisplacementField(self.grid, np.asarray(self.values @ self.grid.direction.T.astype(np.float32), np.float32))
+
+
+def beginning(field: Nodes, grid: Grid, step: int) -> Array:
+    """A field in voxels of a finer grid, with a node for every ``step`` of them, mended where it would begin folded there."""
+    return np.asarray(_mended(field.on(nodes_of(grid, step)), START_JACOBIAN) * np.float32(step), np.float32)
+
+
+def detailed(level: Level, field: Nodes, step: Step, settings: VolumetricSettings) -> Nodes:
+    """The finest level's field after looser steps (:func:`loosened`) and then some with a node in every voxel, as folds of a
+    cortex that differ need; as it is where looser steps are not worth it.
+    """
+    start = np.asarray(field.values / level.grid.spacing_mm.astype(np.float32), np.float32)
+    loose = loosened(level, start, step, settings)
+    if loose is start:
+        return field
+    window, stiffness = settings.dense
+    dense = Step(1, window, stiffness, settings.dense_iterations)
+    found, _, _ = descend(level, beginning(Nodes.of(loose, level, step.nodes), level.grid, 1), dense, settings)
+    return Nodes.of(found, level, 1)
 
 
 def finest_spacing(fixed: Soft, moving: Soft, matrix: Float, most_voxels: float) -> float:
@@ -351,17 +389,16 @@ def deform(
     for k, factor in enumerate(settings.factors):
         grid = fixed.grid.with_spacing(finest * factor)
         step = Step(settings.nodes[k], settings.window[k], settings.stiffness[k], settings.iterations[k])
-        nodes = grid.downsample(step.nodes) if step.nodes > 1 else grid
         so_far = None if field is None else field.coarse_for(grid)
         level = make_level(fixed.on(grid, np.eye(4)), moving.on(grid, matrix), grid, so_far, settings.local[k])
-        start = np.zeros((*nodes.shape, 3), np.float32)
-        if field is not None:
-            start = _mended(field.on(nodes), START_JACOBIAN) * np.float32(step.nodes)
+        start = (
+            np.zeros((*nodes_of(grid, step.nodes).shape, 3), np.float32) if field is None else beginning(field, grid, step.nodes)
+        )
         found, status, costs = descend(level, start, step, settings)
         trace += costs
+        field = Nodes.of(found, level, step.nodes)
         if k == len(settings.factors) - 1:
-            found = loosened(level, found, step, settings)
-        field = Nodes(nodes, (found * grid.spacing_mm.astype(np.float32)).astype(np.float32))
+            field = detailed(level, field, step, settings)
         progress((k + 1) / len(settings.factors), f"deformation at {finest * factor:.3g} mm")
     assert field is not None
     spacing = field.grid.spacing_mm.astype(np.float32)

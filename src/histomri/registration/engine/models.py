@@ -266,7 +266,11 @@ class Diffeomorphic:
     def pull_back(self, theta: Theta, force: Theta) -> Theta:
         """``G (1 + Du)^T f``, in the chart ``G f``."""
         if self.composed:
-            force = force + array_module(force).stack([(force * d).sum(axis=-1) for d in _slopes(theta)], axis=-1)
+            pulled = force.copy()
+            # one axis at a time: all slopes at once would be as many fields as there are axes
+            for axis in range(theta.shape[-1]):
+                pulled[..., axis] += array_module(force).einsum("...k,...k->...", force, _slope(theta, axis))
+            force = pulled
         return _smoothed(force, self.window_px)
 
     def advance(self, theta: Theta, step: Theta) -> Theta:
@@ -400,10 +404,9 @@ def _smoothed(field: Theta, sigma_px: float) -> Array:
     return gaussian(field.astype(np.float32, copy=False), sigma_px, field.shape[-1])
 
 
-def _slopes(displacement: Theta) -> list[Array]:
-    """``d u / d x_j`` (*shape, ndim) for each axis j, central differences."""
-    gradient = array_module(displacement).gradient
-    return [gradient(displacement, axis=axis).astype(np.float32, copy=False) for axis in range(displacement.shape[-1])]
+def _slope(displacement: Theta, axis: int) -> Array:
+    """``d u / d x_axis`` (*shape, ndim), central differences."""
+    return array_module(displacement).gradient(displacement, axis=axis).astype(np.float32, copy=False)  # type: ignore[no-any-return]
 
 
 def _longest(vectors: Theta) -> float:
