@@ -295,6 +295,7 @@ def judged_sections(output: Path, truth: BigBrainTruth, measures: Measures, offs
                 "flags": row["flags"],
                 "beyond_mm": float(beyond),
                 "dice": float(dice),
+                "sound_truth": measures.published_dice.get(name, 0.0) >= SOUND,
                 "right": bool(right),
             }
         )
@@ -302,15 +303,19 @@ def judged_sections(output: Path, truth: BigBrainTruth, measures: Measures, offs
 
 
 def of_confidence(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """How many of the sections of each confidence are right, and what became of mirrored and foreign ones."""
-    shown = [r for r in rows if r["placed"]]
+    """How many of the sections of each confidence are right, and what became of mirrored and foreign ones.
+
+    A section whose own truth is not sound cannot be called wrong by it, and is left out where it would be.
+    """
+    shown = [r for r in rows if r["placed"] and (r["sound_truth"] or r["right"] or r["fate"] == "foreign")]
     edges = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.01)
     bins = [[r["right"] for r in shown if low <= r["confidence"] < high] for low, high in pairwise(edges)]
     sure = [r["right"] for r in shown if r["confidence"] >= 0.9]
-    upright = [r["mirrored"] for r in shown if r["fate"] == "sound"]
+    upright = [r["mirrored"] for r in rows if r["placed"] and r["fate"] == "sound"]
     turned_over = sum(upright) > len(upright) / 2  # the block's own hand is the program's to choose
     flipped = [r for r in rows if r["fate"] == "mirrored"]
     foreign = [r for r in rows if r["fate"] == "foreign"]
+    placed = [r for r in rows if r["placed"]]
     unseen = [r for r in flipped if not (r["placed"] and r["mirrored"] != turned_over)]
     return {
         "right": sum(r["right"] for r in rows),
@@ -322,7 +327,7 @@ def of_confidence(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "mirrored": len(flipped),
         "mirrored_found": len(flipped) - len(unseen),
         "mirrored_not_found_but_sure": [r["section"] for r in unseen if r["placed"] and r["confidence"] >= 0.9],
-        "wrongly_mirrored": [r["section"] for r in shown if r["fate"] == "sound" and r["mirrored"] != turned_over],
+        "wrongly_mirrored": [r["section"] for r in placed if r["fate"] == "sound" and r["mirrored"] != turned_over],
         "foreign": len(foreign),
         "foreign_found": sum(bool(r["flags"]) or r["confidence"] < 0.5 or not r["placed"] for r in foreign),
         "foreign_but_sure": [r["section"] for r in foreign if r["placed"] and r["confidence"] >= 0.9],
