@@ -117,11 +117,14 @@ def test_expected_error_grows_with_doubt_and_never_beyond_a_wrong_place(right: E
     assert expected_error_mm(far, 1.0, 0.1, SPACING) <= 0.25 * right.size_mm
 
 
-def test_planes_err_together_so_one_noisy_peak_does_not_count(right: Evidence) -> None:
+def test_planes_err_together_so_a_noisy_peak_is_no_error_of_its_neighbours(right: Evidence) -> None:
     evidence = {f"{i}": dataclasses.replace(right, depth_mm=5.0 if i == 4 else 0.0) for i in range(9)}
     found = verdicts(evidence, {k: float(k) for k in evidence}, SPACING)
-    assert found["4"].error_mm == pytest.approx(found["3"].error_mm)
-    behind = verdicts(
-        {k: dataclasses.replace(e, depth_mm=2.0) for k, e in evidence.items()}, {k: float(k) for k in evidence}, SPACING
-    )
-    assert behind["4"].error_mm > 2.0
+    assert found["3"].error_mm == pytest.approx(expected_error_mm(evidence["3"], found["3"].confidence, 0.0, SPACING))
+    assert found["4"].confidence < found["3"].confidence
+
+
+def test_sections_that_all_fit_a_plane_behind_their_own_err_by_as_much(right: Evidence) -> None:
+    evidence = {f"{i}": dataclasses.replace(right, depth_mm=0.8) for i in range(9)}
+    found = verdicts(evidence, {k: float(k) for k in evidence}, SPACING)
+    assert found["4"].error_mm > 0.8
