@@ -2,7 +2,13 @@
 
 ``OUTPUT`` is the output folder of ``tests/studies/bigbrain.yaml`` (whole or every n-th section); the truth is
 ``<data>/bigbrain/truth``. Every measure follows the whole chain of ``transforms/graph.json``, from a section's pixels to the
-MRI, then the true pose back to the true planes, whose points are (x = column, y = row, z = section) * 0.4 mm.
+MRI, then the true pose back to the true planes, whose points are (x = column, y = row, z = section) * 0.4 mm. With
+``--perturbed TRUTH`` the run is of a study by ``studies/bigbrain_perturbed.py``.
+
+The truth lies beside the images: where the published alignment puts the sections, their NMI with the MRI peaks some planes
+further on (``truth_offset_mm``, measured here without any result of ours). ``plane_distance_mm`` is against the published truth,
+``plane_from_images_mm`` against the planes that the images point to. A section is right where the latter is at most 1 mm and its
+Dice at least 0.9.
 
 Exit status 0 where every target of the project is met, 1 where one is missed.
 """
@@ -10,11 +16,13 @@ Exit status 0 where every target of the project is met, 1 where one is missed.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +33,18 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from histomri.core import Image
+from histomri.evaluation.overlap import nmi
 from histomri.io.graph import read_graph
 from histomri.io.sections import open_tissue, read_manifest
+from histomri.registration.depth import peak
 from histomri.transforms.graph import SpaceGraph
 
 Float = NDArray[np.float64]
 PLANE_MM = 0.4
 POINTS = 400
+SOUND = 0.85  # Dice of the published alignment where the section's truth mask is sound
+RIGHT_MM, RIGHT_DICE = 1.0, 0.9
+OFFSETS = range(-8, 9)
 TARGETS = {  # measure: (limit, True where it must not be exceeded)
     "plane_distance_mm.median": (1.0, True),
     "tilt_deg": (2.0, True),
@@ -48,13 +61,19 @@ class BigBrainTruth:
     folder: Path
     pose: Float
     mask: NDArray[np.uint8]
+    done: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @staticmethod
-    def read(folder: Path) -> BigBrainTruth:
-        """Read ``truth/``."""
+    def read(folder: Path, perturbed: Path | None = None) -> BigBrainTruth:
+        """Read ``truth/``, and what was done to the study's sections and MRI."""
         pose = np.array(json.loads((folder / "pose.json").read_text())["section_planes_to_mri"])
         mask: Any = nibabel.load(folder / "mri_mask_on_section_planes.nii.gz")
-        return BigBrainTruth(folder, pose, np.asarray(mask.dataobj))
+        change = json.loads(perturbed.read_text()) if perturbed else {"mri": np.eye(4).tolist(), "sections": {}}
+        return BigBrainTruth(folder, np.array(change["mri"]) @ pose, np.asarray(mask.dataobj), change["sections"])
+
+    def fate(self, section: str) -> str:
+        """``sound``, ``mirrored``, ``missing`` or ``foreign``."""
+        return str(self.done.get(section, {}).get("fate", "sound"))
 
     def from_lps(self, points: Float) -> Float:
         """Points (n, 3) of the MRI, (z, y, x) in LPS mm, as points (x, y, z) in mm of the true planes."""
@@ -76,12 +95,35 @@ class BigBrainTruth:
         path = self.folder / "affine" / f"slice_{number:03d}.txt"
         if not path.is_file():
             return None
-        matrix = np.loadtxt(path)
-        return np.asarray(matrix[np.ix_([0, 1, 3], [0, 1, 3])], float)
+        matrix = np.asarray(np.loadtxt(path)[np.ix_([0, 1, 3], [0, 1, 3])], float)
+        done = self.done.get(f"slice_{number:03d}")
+        return matrix if done is None else np.asarray(np.array(done["matrix"]) @ matrix)
+
+    def offset_mm(self) -> float:
+        """Median over every 15th section of how far beyond its true plane it resembles the MRI most, where it is as published."""
+        volume: Any = nibabel.load(self.folder / "mri_on_section_planes.nii.gz")
+        mri = np.asarray(volume.dataobj)
+        peaks = []
+        for number in range(20, 350, 15):
+            path = self.folder / "affine" / f"slice_{number:03d}.txt"
+            if path.is_file():
+                matrix = np.loadtxt(path)[np.ix_([0, 1, 3], [0, 1, 3])]
+                section = cv2.imread(str(self.folder.parent / "sections" / f"slice_{number:03d}.png"), cv2.IMREAD_GRAYSCALE)
+                peaks.append(_peak(255 - section, matrix, mri, self.mask, number - 1))
+        return PLANE_MM * float(np.nanmedian(peaks))
 
     def mask_of_plane(self, number: int) -> NDArray[np.bool_]:
         """The MRI's brain mask on the true plane of a section, (row, column)."""
         return np.asarray(self.mask[:, :, number - 1].T > 0)
+
+
+def _peak(section: NDArray[np.uint8], matrix: Float, mri: NDArray[Any], mask: NDArray[np.uint8], plane: int) -> float:
+    """By how many planes the plane that a section's NMI is highest with lies beyond its own."""
+    size = (mri.shape[0], mri.shape[1])
+    here = cv2.warpAffine(section, matrix[:2], size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    inside = [(plane + d, mask[:, :, plane + d].T > 0) for d in OFFSETS if 0 <= plane + d < mri.shape[2]]
+    scores = np.array([nmi(here, mri[:, :, k].T, tissue & (here > 0)) for k, tissue in inside])
+    return peak(np.array([float(k - plane) for k, _ in inside]), scores)
 
 
 @dataclass
@@ -89,6 +131,7 @@ class Measures:
     """What was measured, section by section."""
 
     plane_mm: list[float] = field(default_factory=list)
+    section_mm: dict[str, float] = field(default_factory=dict)
     dice: dict[str, float] = field(default_factory=dict)
     published_dice: dict[str, float] = field(default_factory=dict)
     published_mm: list[float] = field(default_factory=list)
@@ -167,7 +210,9 @@ def measure_section(graph: SpaceGraph, truth: BigBrainTruth, section: str, mask:
     if known.sum() < 3:
         return
     points, planes = points[known], planes[known]
-    measures.plane_mm += np.abs(planes[:, 2] - (number - 1) * PLANE_MM).tolist()
+    beyond = planes[:, 2] - (number - 1) * PLANE_MM
+    measures.plane_mm += beyond.tolist()
+    measures.section_mm[section] = float(np.median(beyond))
     measures.normals.append(_plane_normal(planes))
     expected = truth.mask_of_plane(number)
     measures.dice[section] = _dice(mask_on_true_plane(graph, truth, section, mask), expected)
@@ -182,9 +227,11 @@ def measure_section(graph: SpaceGraph, truth: BigBrainTruth, section: str, mask:
     measures.published_section_mm[section] = float(np.median(distances))
 
 
-def summary(measures: Measures, placed: int, total: int) -> dict[str, Any]:
+def summary(measures: Measures, placed: int, total: int, offset_mm: float) -> dict[str, Any]:
     """The numbers that the project's targets name, and a few that explain them."""
-    plane, published = np.array(measures.plane_mm), np.array(measures.published_mm)
+    beyond, published = np.array(measures.plane_mm), np.array(measures.published_mm)
+    plane, from_images = np.abs(beyond), np.abs(beyond - offset_mm)
+    sound = np.array([d for k, d in measures.dice.items() if measures.published_dice.get(k, 0.0) >= SOUND])
     dice, theirs = np.array(list(measures.dice.values())), np.array(list(measures.published_dice.values()))
     normal = np.mean(measures.normals, axis=0)
     tilt = np.degrees(np.arccos(np.clip(normal[2] / np.linalg.norm(normal), -1, 1)))
@@ -193,12 +240,16 @@ def summary(measures: Measures, placed: int, total: int) -> dict[str, Any]:
         "placed": placed,
         "sections": total,
         "plane_distance_mm": {"median": float(np.median(plane)), "p95": float(np.percentile(plane, 95))},
+        "truth_offset_mm": offset_mm,
+        "plane_from_images_mm": {"median": float(np.median(from_images)), "p95": float(np.percentile(from_images, 95))},
         "tilt_deg": float(tilt),
         "tilt_of_sections_deg": {"median": float(np.median(each)), "max": float(each.max())},
         "mask_dice": {
             "median": float(np.median(dice)),
             "share_at_least_0.9": float((dice >= 0.9).mean()),
             "p10": float(np.percentile(dice, 10)),
+            "sound": len(sound),
+            "share_of_sound_at_least_0.9": float((sound >= 0.9).mean()) if len(sound) else None,
         },
         "mask_dice_of_published": {"n": len(theirs), "median": float(np.median(theirs)) if len(theirs) else None},
         "published_distance_mm": {
@@ -222,23 +273,88 @@ def verdicts(found: dict[str, Any]) -> dict[str, bool]:
     return out
 
 
-def evaluate_run(output: Path, data: Path) -> dict[str, Any]:
+def judged_sections(output: Path, truth: BigBrainTruth, measures: Measures, offset_mm: float) -> list[dict[str, Any]]:
+    """One row per section of ``evaluation/sections.tsv``: what the run says of it, and whether it is right."""
+    path = output / "evaluation" / "sections.tsv"
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        said = list(csv.DictReader(file, delimiter="\t"))
+    out = []
+    for row in said:
+        name = row["section"]
+        beyond, dice = measures.section_mm.get(name, np.nan) - offset_mm, measures.dice.get(name, np.nan)
+        right = abs(beyond) <= RIGHT_MM and dice >= RIGHT_DICE and truth.fate(name) in ("sound", "mirrored")
+        out.append(
+            {
+                "section": name,
+                "fate": truth.fate(name),
+                "placed": row["placed"] == "yes",
+                "mirrored": row["mirrored"] == "yes",
+                "confidence": float(row["confidence"] or 0),
+                "flags": row["flags"],
+                "beyond_mm": float(beyond),
+                "dice": float(dice),
+                "sound_truth": measures.published_dice.get(name, 0.0) >= SOUND,
+                "right": bool(right),
+            }
+        )
+    return out
+
+
+def of_confidence(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """How many of the sections of each confidence are right, and what became of mirrored and foreign ones.
+
+    A section whose own truth is not sound cannot be called wrong by it, and is left out where it would be.
+    """
+    shown = [r for r in rows if r["placed"] and (r["sound_truth"] or r["right"] or r["fate"] == "foreign")]
+    edges = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.01)
+    bins = [[r["right"] for r in shown if low <= r["confidence"] < high] for low, high in pairwise(edges)]
+    sure = [r["right"] for r in shown if r["confidence"] >= 0.9]
+    upright = [r["mirrored"] for r in rows if r["placed"] and r["fate"] == "sound"]
+    turned_over = sum(upright) > len(upright) / 2  # the block's own hand is the program's to choose
+    flipped = [r for r in rows if r["fate"] == "mirrored"]
+    foreign = [r for r in rows if r["fate"] == "foreign"]
+    placed = [r for r in rows if r["placed"]]
+    unseen = [r for r in flipped if not (r["placed"] and r["mirrored"] != turned_over)]
+    return {
+        "right": sum(r["right"] for r in rows),
+        "sure": len(sure),
+        "sure_and_right": float(np.mean(sure)) if sure else None,
+        "right_by_confidence": {
+            f"{low:g} to {min(high, 1):g}": [sum(b), len(b)] for (low, high), b in zip(pairwise(edges), bins, strict=True)
+        },
+        "mirrored": len(flipped),
+        "mirrored_found": len(flipped) - len(unseen),
+        "mirrored_not_found_but_sure": [r["section"] for r in unseen if r["placed"] and r["confidence"] >= 0.9],
+        "wrongly_mirrored": [r["section"] for r in placed if r["fate"] == "sound" and r["mirrored"] != turned_over],
+        "foreign": len(foreign),
+        "foreign_found": sum(bool(r["flags"]) or r["confidence"] < 0.5 or not r["placed"] for r in foreign),
+        "foreign_but_sure": [r["section"] for r in foreign if r["placed"] and r["confidence"] >= 0.9],
+        "sound_and_flagged": sum(bool(r["flags"]) and r["right"] for r in rows),
+    }
+
+
+def evaluate_run(output: Path, data: Path, perturbed: Path | None = None) -> dict[str, Any]:
     """All measures of a run against ``data/bigbrain/truth``, and whether each target is met."""
     record = json.loads((output / "transforms" / "graph.json").read_text())
     graph, truth, measures = (
         read_graph(output / "transforms" / "graph.json"),
-        BigBrainTruth.read(data / "bigbrain" / "truth"),
+        BigBrainTruth.read(data / "bigbrain" / "truth", perturbed),
         Measures(),
     )
     placed = list(placed_sections(record))
     for section in placed:
         manifest = read_manifest(output / "ingest" / section / "manifest.json")
-        if manifest.is_usable:
+        if manifest.is_usable and truth.fate(section) != "foreign":
             measure_section(graph, truth, section, open_tissue(manifest), measures)
     if not measures.plane_mm:
         raise SystemExit(f"No section of {output} could be mapped to the MRI.")
-    found = summary(measures, len(placed), sum(s["type"] == "section" for s in record["spaces"].values()))
-    return found | {"targets_met": verdicts(found)}
+    offset_mm = truth.offset_mm()
+    total = sum(s["type"] == "section" for s in record["spaces"].values())
+    found = summary(measures, len(placed), total, offset_mm)
+    rows = judged_sections(output, truth, measures, offset_mm)
+    return found | {"confidence": of_confidence(rows), "targets_met": verdicts(found), "rows": rows}
 
 
 def main() -> int:
@@ -248,13 +364,13 @@ def main() -> int:
     parser.add_argument("output", type=Path, help="output folder of the run")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("HISTOMRI_DATA", beside)), help="folder of real data")
     parser.add_argument("--json", type=Path, help="where to write the measures (default: OUTPUT/evaluation/bigbrain_truth.json)")
+    parser.add_argument("--perturbed", type=Path, help="truth.json of studies/bigbrain_perturbed.py")
     given = parser.parse_args()
-    found = evaluate_run(given.output, given.data)
-    text = json.dumps(found, indent=1)
+    found = evaluate_run(given.output, given.data, given.perturbed)
     path = given.json or given.output / "evaluation" / "bigbrain_truth.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + "\n")
-    print(text)
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps({k: v for k, v in found.items() if k != "rows"}, indent=1))
     return 0 if all(found["targets_met"].values()) else 1
 
 

@@ -16,13 +16,14 @@ from histomri.transforms.placement import Placement, Placements
 SHAPE = (351, 603)
 PIXEL_MM = (0.015, 0.015)
 POSE = Affine.from_parts([[0.1, 1.0, 0.0], [0.0, 0.1, -1.0], [1.1, 0.0, 0.1]], [1.0, 9.0, -2.0])
+ERROR_MM = 0.25
 FIELD = DisplacementField(
     Grid((9, 11), 1.0), np.random.default_rng(4).normal(size=(9, 11, 2)).astype(np.float32) * np.float32(0.05)
 )
 PLACEMENTS = Placements(
     "b",
     {
-        "a": Placement("a", 1.0, Affine.from_parts([[0.1, 0.9], [1.0, 0.1]], [0.2, 0.3]), FIELD),
+        "a": Placement("a", 1.0, Affine.from_parts([[0.1, 0.9], [1.0, 0.1]], [0.2, 0.3]), FIELD, quality={"error_mm": ERROR_MM}),
         "lost": Placement("lost", 1.5, None, flags=("matches nothing",)),
     },
     POSE,

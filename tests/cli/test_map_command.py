@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from study import make_study, ras_of
+from study import ERROR_MM, make_study, ras_of
 
 from histomri.cli import main
 
@@ -46,11 +46,22 @@ def test_section_pixels_arrive_in_ras_millimetres(config: Path, tmp_path: Path) 
     np.testing.assert_allclose(_xyz(_table(tmp_path / "out.csv")), ras_of(PIXELS), atol=2e-5)
 
 
+def test_points_carry_the_error_to_be_expected(config: Path, tmp_path: Path) -> None:
+    _map(config, "section:a", "mri", _write(tmp_path / "in.csv", PIXELS), tmp_path / "mri.csv")
+    assert [r["error_mm"] for r in _table(tmp_path / "mri.csv")] == [f"{ERROR_MM:.6f}"] * len(PIXELS)
+    _map(config, "slide:a", "section:a", _write(tmp_path / "in.csv", PIXELS + np.array([40, 20])), tmp_path / "own.csv")
+    assert {float(r["error_mm"]) for r in _table(tmp_path / "own.csv")} == {0.0}  # an offset is exact
+    _map(config, "mri", "block:b", tmp_path / "mri.csv", tmp_path / "block.csv")
+    assert {r["error_mm"] for r in _table(tmp_path / "block.csv")} == {""}  # nothing tells of a pose alone
+    _map(config, "section:lost", "mri", _write(tmp_path / "in.csv", PIXELS), tmp_path / "lost.csv")
+    assert {r["error_mm"] for r in _table(tmp_path / "lost.csv")} == {""}
+
+
 def test_there_and_back(config: Path, tmp_path: Path) -> None:
     _map(config, "section:a", "mri", _write(tmp_path / "in.csv", PIXELS), tmp_path / "mri.csv")
     _map(config, "mri", "section:a", tmp_path / "mri.csv", tmp_path / "back.csv")
     rows = _table(tmp_path / "back.csv")
-    assert list(rows[0]) == ["x", "y", "reason"]
+    assert list(rows[0]) == ["x", "y", "error_mm", "reason"]
     np.testing.assert_allclose(_xyz(rows, "xy"), PIXELS, atol=2e-3)
 
 
@@ -72,7 +83,7 @@ def test_rows_and_other_columns_stay_and_lost_points_say_why(config: Path, tmp_p
     (tmp_path / "in.csv").write_text(text)
     assert _map(config, "section:a", "block:b", tmp_path / "in.csv", tmp_path / "out.csv") == 0
     rows = _table(tmp_path / "out.csv")
-    assert list(rows[0]) == ["name", "y", "z", "x", "note", "reason"]
+    assert list(rows[0]) == ["name", "y", "z", "x", "note", "error_mm", "reason"]
     assert [(r["name"], r["note"]) for r in rows] == [("b", "one, two"), ("a", "far"), ("c", "empty"), ("b", "")]
     assert [r["reason"] for r in rows] == ["", "outside of the image of section a", "no coordinates", ""]
     assert [r["x"] == "" for r in rows] == [False, True, True, False]
@@ -134,7 +145,7 @@ def test_geojson_keeps_its_structure_and_counts_from_corners(config: Path, tmp_p
     np.testing.assert_allclose(out[2]["geometry"]["coordinates"], truth, atol=2e-5)
     np.testing.assert_allclose(out[3]["geometry"]["coordinates"][0], truth, atol=2e-5)
     for before, after in zip(given[:-1], out[:-1], strict=True):
-        assert after["properties"] == before["properties"]
+        assert after["properties"] == {**before["properties"], "error_mm": ERROR_MM}
         assert _count(after["geometry"]["coordinates"]) * 2 == _count(before["geometry"]["coordinates"]) * 3
     assert out[-1]["geometry"] is None
     assert "outside" in out[-1]["properties"]["reason"]

@@ -45,7 +45,7 @@ def test_no_mode_plans_a_job_too_many_or_too_few(
     expected["stack_solve"] = len(blocks)
     # without an MRI the volumes lie on the block's own grid
     expected["resample_volume"] = len(stains) * len(blocks)
-    expected["mri_pose"] = expected["mri_refine"] = with_mri
+    expected["mri_pose"] = expected["mri_refine"] = expected["mri_verify"] = with_mri
     expected["blockface_volume"] = expected["blockface_place"] = len(blocks) if blockface else 0
     assert counts == +expected
 

@@ -36,8 +36,8 @@ rule mri_refine:
         pose="mri/{block}/pose.json",
         mri=lambda w: mri_files(w.block),
     output:
-        placements="mri/{block}/placements.json",
-        fields="mri/{block}/placements.fields.npy",
+        placements="mri/{block}/refined.json",
+        fields="mri/{block}/refined.fields.npy",
     params:
         sections=lambda w: rows(w.block),
         manifest_sections=lambda w: manifest_sections(w.block),
@@ -57,6 +57,36 @@ rule mri_refine:
         "../../envs/histomri.yaml"
     script:
         "../scripts/mri/mri_refine.py"
+
+
+rule mri_verify:
+    input:
+        manifests=lambda w: manifests(w.block),
+        placements="mri/{block}/refined.json",
+        fields="mri/{block}/refined.fields.npy",
+        mri=lambda w: mri_files(w.block),
+    output:
+        placements="mri/{block}/placements.json",
+        fields="mri/{block}/placements.fields.npy",
+    params:
+        sections=lambda w: rows(w.block),
+        manifest_sections=lambda w: manifest_sections(w.block),
+        block=lambda w: block_row(w.block),
+        mri=lambda w: [content(f) for f in mri_files(w.block)],
+        settings=only("mri", "work_px"),
+        code=code("mri", "mri_verify"),
+    log:
+        "logs/mri/{block}/verify.log",
+    benchmark:
+        "benchmarks/mri/{block}/verify.tsv"
+    threads: 8
+    resources:
+        mem_mb=lambda w, attempt: grown(attempt, 4000, 5, len(manifests(w.block))),
+        runtime=lambda w: 60 + len(manifests(w.block)),
+    conda:
+        "../../envs/histomri.yaml"
+    script:
+        "../scripts/mri/mri_verify.py"
 
 
 rule mri_transforms:

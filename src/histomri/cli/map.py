@@ -24,7 +24,9 @@ HELP = "map points between sections, slides, blocks and the MRI"
 DESCRIPTION = """\
 Maps points between any two of section:<id> and slide:<id> (x, y in level-0 pixels; x right, y down, (0, 0) the centre of the
 top left pixel), block:<block> (mm) and mri (x, y, z in RAS mm). IN is a CSV with columns x,y[,z], or GeoJSON as QuPath writes it.
-A point that cannot be mapped gets empty coordinates and a reason (a GeoJSON feature no geometry and the property "reason")."""
+A point that cannot be mapped gets empty coordinates and a reason (a GeoJSON feature no geometry and the property "reason").
+error_mm is the error that is to be expected of a mapped point, from the evidence for its section's place; empty where nothing
+tells."""
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -78,9 +80,12 @@ def _map_table(graph: SpaceGraph, args: argparse.Namespace) -> list[str]:
     table = read_points(args.points)
     ndim = graph.space(args.from_space).ndim
     points, reasons = _mapped(graph, args, table.coordinates(ndim), args.origin or "centre")
+    own = graph.error_mm(args.from_space, args.to_space)
+    # a mapping of points that were mapped before adds to their error
+    errors = [float(np.hypot(own, before)) for before in table.errors_mm()]
     # a point that an earlier mapping lost keeps the reason that it was given there
     reasons = [old if old and new == "no coordinates" else new for old, new in zip(table.reasons(), reasons, strict=True)]
-    write_points(args.output, table, points, reasons, drop_z=ndim == 3)
+    write_points(args.output, table, points, reasons, drop_z=ndim == 3, errors_mm=errors)
     return reasons
 
 
@@ -101,5 +106,6 @@ def _map_geojson(graph: SpaceGraph, args: argparse.Namespace) -> list[str]:
             geojson.give_reason(shape, said[-1])
         else:
             geojson.replace_positions(shape, points[end - len(part) : end])
+            geojson.give_error(shape, graph.error_mm(args.from_space, args.to_space))
     geojson.write_document(args.output, document)
     return said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,3 +149,16 @@ def give_reason(shape: Shape, reason: str) -> None:
     shape.feature["properties"] = {**(shape.feature.get("properties") or {}), "reason": reason}
     for key in STALE:
         shape.feature.pop(key, None)
+
+
+def give_error(shape: Shape, error_mm: float) -> None:
+    """The expected error of a mapped shape in its feature's ``error_mm`` property, on top of that of an earlier mapping.
+
+    Nothing for NaN or a bare geometry.
+    """
+    if shape.feature is None or not math.isfinite(error_mm):
+        return
+    properties = shape.feature.get("properties") or {}
+    before = properties.get("error_mm")
+    total = math.hypot(error_mm, before if isinstance(before, int | float) else 0.0)
+    shape.feature["properties"] = {**properties, "error_mm": round(total, 6)}

@@ -82,6 +82,7 @@ def _section_space(name: str, record: dict[str, Any]) -> SectionSpace:
         grid=Grid(tuple(record["shape"]), np.array(record["pixel_size_mm"])) if has_pixels else None,
         is_placed=bool(record["placed"]),
         flags=tuple(record["flags"]),
+        error_mm=float("nan") if record.get("error_mm") is None else float(record["error_mm"]),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -64,6 +65,11 @@ class PointTable:
         at = self.column("reason")
         return ["" if at is None else row[at] for row in self.rows]
 
+    def errors_mm(self) -> Float:
+        """The column ``error_mm`` of an earlier mapping, NaN for a cell that holds no number; zeros without the column."""
+        at = self.column("error_mm")
+        return np.array([0.0 if at is None else _value(row[at]) for row in self.rows])
+
 
 def read_points(path: Path) -> PointTable:
     """Read a table of points (UTF-8, comma separated; tab separated when its name ends in ``.tsv``).
@@ -103,16 +109,30 @@ def _parse(path: Path, file: TextIO) -> PointTable:
     return PointTable(path, header, rows, lines)
 
 
+def _value(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
+
+
 def _number(value: float) -> str:
     text = f"{value:.{DECIMALS}f}"
     return text.removeprefix("-") if float(text) == 0 else text
 
 
-def write_points(path: Path, table: PointTable, points: Float, reasons: list[str], drop_z: bool = False) -> None:
+def write_points(
+    path: Path,
+    table: PointTable,
+    points: Float,
+    reasons: list[str],
+    drop_z: bool = False,
+    errors_mm: Sequence[float] | None = None,
+) -> None:
     """Write ``table`` with its coordinates replaced by ``points``, (n, 2 or 3), and the column ``reason``, atomically.
 
     A point with NaN gets empty cells. A missing z column is put behind y; with ``drop_z`` a z column goes where
-    points have two coordinates.
+    points have two coordinates. With ``errors_mm`` there is a column ``error_mm``, empty for NaN and for points without a place.
     The reason column is always written, last where it is new.
     """
     header, rows = list(table.header), [list(row) for row in table.rows]
@@ -123,14 +143,18 @@ def write_points(path: Path, table: PointTable, points: Float, reasons: list[str
         at = names.index("y") + 1
         for line, cell in [(names, "z"), (header, "z"), *((row, "") for row in rows)]:
             line.insert(at, cell)
-    if "reason" not in names:
-        for line, cell in [(names, "reason"), (header, "reason"), *((row, "") for row in rows)]:
-            line.append(cell)
+    for column in ("reason",) if errors_mm is None else ("error_mm", "reason"):
+        if column not in names:
+            for line, cell in [(names, column), (header, column), *((row, "") for row in rows)]:
+                line.append(cell)
     columns = [names.index(n) for n in "xyz"[: points.shape[1]]]
     for row, point, reason in zip(rows, points, reasons, strict=True):
         for c, value in zip(columns, point, strict=True):
             row[c] = _number(value) if np.isfinite(value) else ""
         row[names.index("reason")] = reason
+    if errors_mm is not None:
+        for row, point, error in zip(rows, points, errors_mm, strict=True):
+            row[names.index("error_mm")] = _number(error) if np.isfinite([*point, error]).all() else ""
     with replacing(Path(path)) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, delimiter=_delimiter(Path(path)), lineterminator="\n").writerows([header, *rows])
 

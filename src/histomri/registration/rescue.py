@@ -90,10 +90,19 @@ class MriPlanes:
         low, high = places[:, 1:].min(axis=0) - MARGIN_PX * self.fine_mm, places[:, 1:].max(axis=0) + MARGIN_PX * self.fine_mm
         shape = np.ceil((high - low) / self.fine_mm).astype(int) + 1
         plane = Grid((int(shape[0]), int(shape[1])), np.full(2, self.fine_mm), low)
-        yx = plane.points().reshape(-1, 2)
-        points = np.concatenate([np.full((len(yx), 1), position_mm), yx], axis=1)
-        out = sample_3d(self.data, self.grid.world_to_index @ block_to_mri, points).reshape(*plane.shape, 2)
-        return _around_tissue(Image(plane, out[..., 0]), Image(plane, out[..., 1] >= 0.5), self.search_mm, self.fine_mm)
+        return _around_tissue(*self.on(plane, position_mm, block_to_mri), self.search_mm, self.fine_mm)
+
+    def on(self, plane: Grid, position_mm: float, block_to_mri: Float) -> tuple[Image, Image]:
+        """The MRI and its mask on a given grid of the block plane at ``position_mm``."""
+        return mri_plane(self.data, self.grid.world_to_index @ block_to_mri, plane, position_mm)
+
+
+def mri_plane(data: NDArray[np.float32], block_to_index: Float, plane: Grid, position_mm: float) -> tuple[Image, Image]:
+    """The MRI and its mask, the channels of ``data`` (z, y, x, 2), on the block plane at ``position_mm``."""
+    yx = plane.points().reshape(-1, 2)
+    points = np.concatenate([np.full((len(yx), 1), position_mm), yx], axis=1)
+    out = sample_3d(data, block_to_index, points).reshape(*plane.shape, 2)
+    return Image(plane, out[..., 0]), Image(plane, out[..., 1] >= 0.5)
 
 
 def _around_tissue(image: Image, mask: Image, search_mm: float, fine_mm: float) -> PlaneOfMri | None:

@@ -55,7 +55,7 @@ def resemblance(fixed: View, moving: View, transform: Transform) -> Resemblance:
     # a deformation finds likeness between any two images, so the linear part alone is put to the test
     linear = [step for step in Chain.steps_of(transform) if isinstance(step, Affine)]
     plain = comparison.score(Chain(tuple(linear)))
-    null = together([partial(comparison.score, Chain((turn, *linear))) for turn in _turns(fixed.mask)])
+    null = together([partial(comparison.score, Chain((turn, *linear))) for turn in turns(fixed.mask)])
     chance = float(np.median(null))
     spread = max(1.4826 * float(np.median(np.abs(np.array(null) - chance))), LEAST_SPREAD)
     return Resemblance(
@@ -63,7 +63,7 @@ def resemblance(fixed: View, moving: View, transform: Transform) -> Resemblance:
     )
 
 
-def _turns(mask: Image) -> list[Affine]:
+def turns(mask: Image) -> list[Affine]:
     """Rotations about the middle of a mask on either face, without the one that turns nothing."""
     middle = mask.grid.to_world(np.argwhere(mask.data).mean(axis=0))
     linear = [rotation(a, flip) for flip in (False, True) for a in np.arange(0, 360, STEP_DEG) if a or flip]

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histomri.core import Grid, Image
-from histomri.kernels.interpolate import sample_3d, warp_2d
+from histomri.kernels.interpolate import warp_2d
 from histomri.registration.bending import TO_VOLUME, Goal, Plan, bend_plane, masked_pyramid
 from histomri.registration.channels import make_channels, match_contrast
 from histomri.registration.depth import depth_correction, section_depths
@@ -25,6 +25,7 @@ from histomri.registration.linear import fit_linear
 from histomri.registration.node_flow import Pyramid
 from histomri.registration.pair import align, structure_score
 from histomri.registration.pose import Scaled, refine_pose
+from histomri.registration.rescue import mri_plane
 from histomri.registration.samples import Channels, draw_samples
 from histomri.registration.volume import SectionPixels, block_grid, field_pixels, on_plane, plane_grid, reconstruct
 from histomri.transforms import Affine
@@ -110,11 +111,7 @@ class SliceToVolume:
 
     def mri_plane(self, position_mm: float, plane: Grid | None = None) -> tuple[Image, Image]:
         """The MRI and its mask on the block plane at ``position_mm``."""
-        plane = plane or self.plane
-        yx = plane.points().reshape(-1, 2)
-        points = np.concatenate([np.full((len(yx), 1), position_mm), yx], axis=1)
-        out = sample_3d(self.mri_data, self.mri_grid.world_to_index @ self.block_to_mri, points).reshape(*plane.shape, 2)
-        return Image(plane, out[..., 0]), Image(plane, out[..., 1] >= 0.5)
+        return mri_plane(self.mri_data, self.mri_grid.world_to_index @ self.block_to_mri, plane or self.plane, position_mm)
 
     def target(self, place: int) -> Channels:
         """What the section at ``place`` in the order should look like: the MRI plane and its neighbours, weighted."""

@@ -102,6 +102,8 @@ def _publish_spaces(
         "levels": 0 if manifest is None else manifest.levels,
         "position_mm": placement.position_mm if placement else section.position_mm,
         "plane_reach_mm": reach_mm,
+        "confidence": placement.confidence if placement and is_placed else 0.0,
+        "error_mm": placement.quality.get("error_mm") if placement and is_placed else None,
         "placed": is_placed,
         "flags": _reasons(section, manifest, placement),
         "level_0": None if manifest is None else Path(os.path.relpath(manifest.store, published.folder)).as_posix(),

@@ -39,8 +39,8 @@ class Space:
 class SectionSpace(Space):
     """A section: its image (level-0 ``grid`` in its own mm, None for a section without pixels) and its plane in the block.
 
-    ``plane_reach_mm`` is how far from its plane, on either side, it still stands for the tissue. ``flags`` say in words why it
-    was not ``placed``.
+    ``plane_reach_mm`` is how far from its plane, on either side, it still stands for the tissue. ``error_mm`` is the error of
+    its points in the MRI that is to be expected, NaN where nothing tells. ``flags`` say in words why it was not ``placed``.
     """
 
     block: str
@@ -49,6 +49,7 @@ class SectionSpace(Space):
     grid: Grid | None = None
     is_placed: bool = True
     flags: tuple[str, ...] = ()
+    error_mm: float = float("nan")
 
     @property
     def id(self) -> str:
@@ -215,6 +216,19 @@ class SpaceGraph:
             mapped, _ = edge.forward(mapped) if edge.from_space == at else edge.backward(mapped)
             at = name
         return mapped
+
+    def error_mm(self, from_space: str, to_space: str) -> float:
+        """The error that is to be expected of a point mapped from one space to another; NaN where nothing tells.
+
+        Sections err independently of each other, so the squares of those on the way add up. Between a section and its slide, and
+        within one space, there is none.
+        """
+        way = [edge for _, edge in self.path(from_space, to_space)]
+        errors = [edge.section.error_mm for edge in way if isinstance(edge, PlaneEdge)]
+        if errors:
+            return float(np.sqrt(np.square(errors).sum()))
+        # what is left is a slide's offset, which is exact, or a block's pose alone, whose error nothing tells
+        return float("nan") if any(self.space(e.to_space).ndim == 3 for e in way) else 0.0
 
     def _walk(self, points: Float, at: str, steps: list[tuple[str, Edge]], reasons: Reasons) -> Mapped:
         points = np.nan_to_num(points, nan=0.0, posinf=0.0, neginf=0.0)

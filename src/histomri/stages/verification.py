@@ -1,0 +1,68 @@
+"""Part of the stage ``mri``: how sure each section's place is, and how far off it may be, from evidence of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from histomri.core import Block, Section
+from histomri.stages.mri import MriSettings, load_mri, load_pixels, tissue_size_mm
+
+if TYPE_CHECKING:
+    from histomri.registration.verification import Verdict
+    from histomri.transforms.placement import Placement
+
+
+def verify(
+    sections: Sequence[Section],
+    manifests: Mapping[str, Path],
+    block: Block,
+    placements_in: Path,
+    placements_out: Path,
+    settings: MriSettings,
+) -> None:
+    """The refined placements with a confidence, an expected error and, where the evidence speaks against a place, the reason.
+
+    What a section said of its start ("no neighbour resembles it") becomes a note where the evidence has settled it. Sections
+    whose plane the MRI does not show keep what they had.
+    """
+    import numpy as np
+
+    from histomri.io.placements import read_placements, write_placements
+    from histomri.registration.verification import Verifier, verdicts
+
+    placements = read_placements(placements_in)
+    assert placements.mri_to_block is not None
+    spacing = tissue_size_mm(sections, manifests) / settings.work_px
+    pixels = load_pixels(sections, manifests, placements, spacing)
+    verifier = Verifier(
+        pixels, load_mri(block, spacing), np.asarray(np.linalg.inv(placements.mri_to_block.matrix), np.float64), spacing
+    )
+    evidence = verifier.all(placements.placed)
+    found = verdicts(evidence, {k: p.position_mm for k, p in placements.placed.items()}, spacing)
+    changed = {k: judged(placements.sections[k], v) for k, v in found.items()}
+    sure = sum(v.confidence >= 0.9 for v in found.values())
+    print(f"{len(found)} of {len(placements.placed)} placed sections compared with the MRI; {sure} sure (0.9 or more)")
+    write_placements(placements_out, dataclasses.replace(placements, sections={**placements.sections, **changed}))
+
+
+def judged(placement: Placement, verdict: Verdict) -> Placement:
+    """A placement with the verdict on it."""
+    from histomri.registration.verification import SETTLED
+
+    quality = {**placement.quality, **verdict.record, "error_mm": round(verdict.error_mm, 4)}
+    flags = placement.flags
+    if verdict.confidence >= SETTLED:
+        # how it came to its place no longer matters
+        origin = [f for f in flags if f.startswith(ORIGINS)]
+        flags = tuple(f for f in flags if f not in origin)
+        quality |= {"origin": "; ".join(origin)} if origin else {}
+    return dataclasses.replace(
+        placement, confidence=round(verdict.confidence, 4), flags=(*flags, *verdict.reasons), quality=quality
+    )
+
+
+# flags of earlier stages that say how a section was placed, not that anything is wrong with it
+ORIGINS = ("no neighbour resembles it", "no pair was accepted", "its neighbours could not place it", "not placed")

@@ -1,0 +1,19 @@
+"""One block: refined placements -> final placements, each with what evidence of its own says of it."""
+
+from pathlib import Path
+
+from histomri.stages.adapter import files_of, job
+
+with job(snakemake):
+    from histomri.io.sheets import block_from_dict, section_from_dict
+    from histomri.stages.mri import MriSettings
+    from histomri.stages.verification import verify
+
+    verify(
+        tuple(map(section_from_dict, snakemake.params.sections)),
+        files_of(snakemake.params.manifest_sections, snakemake.input.manifests),
+        block_from_dict(snakemake.params.block),
+        Path(snakemake.input.placements),
+        Path(snakemake.output.placements),
+        MriSettings(**snakemake.params.settings),
+    )
