@@ -163,6 +163,20 @@ def test_geojson_comes_back_as_it_went(config: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(back[4]["geometry"]["coordinates"], _features()[4]["geometry"]["coordinates"], atol=2e-3)
 
 
+def test_geojson_keeps_an_unknown_error_unknown_and_adds_known_ones(config: Path, tmp_path: Path) -> None:
+    def errors(path: Path) -> set[float | None]:
+        return {f["properties"].get("error_mm") for f in json.loads(path.read_text())}
+
+    (tmp_path / "in.geojson").write_text(json.dumps(_features()[:-1]))
+    _map(config, "section:a", "mri", tmp_path / "in.geojson", tmp_path / "mri.geojson")
+    _map(config, "mri", "section:a", tmp_path / "mri.geojson", tmp_path / "back.geojson")
+    assert errors(tmp_path / "back.geojson") == {round(2**0.5 * ERROR_MM, 6)}
+    _map(config, "mri", "block:b", tmp_path / "mri.geojson", tmp_path / "block.geojson")
+    assert errors(tmp_path / "block.geojson") == {None}
+    _map(config, "block:b", "section:a", tmp_path / "block.geojson", tmp_path / "again.geojson")
+    assert errors(tmp_path / "again.geojson") == {None}
+
+
 def test_lines_get_new_points_only_when_asked(config: Path, tmp_path: Path) -> None:
     (tmp_path / "in.geojson").write_text(json.dumps(_feature("LineString", [[0.5, 0.5], [100.5, 0.5]])))
     _map(config, "section:a", "mri", tmp_path / "in.geojson", tmp_path / "out.geojson", "--densify", "20")

@@ -93,6 +93,20 @@ def test_jpeg_stays_near_the_pixels_up_to_the_ragged_edge(tmp_path: Path, channe
         assert 0 < np.abs(found - wanted).max() <= 6
 
 
+@pytest.mark.parametrize("codec", ["jpegxl", "jpeg", "zstd", "blosc-zstd"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_noise_that_no_codec_makes_smaller_is_stored(tmp_path: Path, codec: str, dtype: str) -> None:
+    if (codec, dtype) == ("jpeg", "uint16"):
+        pytest.skip("JPEG holds 8 bits")
+    shape, storage = (700, 600, 3), omezarr.Storage(512, 1024, codec)
+    noise = np.random.default_rng(3).integers(0, np.iinfo(dtype).max + 1, shape).astype(dtype)
+    write(tmp_path / codec, noise, storage)
+    found = omezarr.open_array(tmp_path / codec, "0")[...]
+    assert found.shape[-2:] == shape[:2]
+    if codec != "jpeg":
+        np.testing.assert_array_equal(found, np.moveaxis(noise, -1, 0))
+
+
 def test_metadata_of_pictures_are_those_of_imagecodecs_zarr(tmp_path: Path) -> None:
     """The names and options that ``imagecodecs.zarr`` 2026.10.10 reads, and the axes in the order of a picture."""
     for codec in ("jpeg", "jpegxl"):

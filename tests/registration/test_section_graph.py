@@ -132,6 +132,37 @@ def test_a_part_that_hangs_together_only_with_itself_is_not_placed() -> None:
     assert {solution.component[f"s{i}"] for i in range(8, 12)} == {1}
 
 
+def in_two_pieces(truth: dict[str, Matrix], at: int) -> list[Edge]:
+    """The pairs of a stack without those across a gap before section ``at``."""
+    return [e for e in all_edges(truth) if (int(e.fixed[1:]) < at) == (int(e.moving[1:]) < at)]
+
+
+def test_weak_pairs_that_agree_join_two_pieces() -> None:
+    truth, sections = stack_of(16, 5)
+    across = [e for e in all_edges(truth) if int(e.fixed[1:]) < 8 <= int(e.moving[1:])]
+    weak = [edge(truth, int(e.fixed[1:]), int(e.moving[1:]), 0.09, rigid(2.0 * (-1) ** k)) for k, e in enumerate(across)]
+    edges = in_two_pieces(truth, 8) + weak
+    assert null_threshold(edges) > 0.09  # none of them would be accepted by itself
+    solution = solve_stack(edges, sections, SPACING)
+    assert set(solution.block_to_section) == set(truth)
+    assert max(errors(solution.block_to_section, truth, "s0").values()) < 1.0
+
+
+def test_weak_pairs_by_chance_hardly_ever_join_two_pieces() -> None:
+    joined = 0
+    for seed in range(40):
+        truth, sections = stack_of(16, seed)
+        random = np.random.default_rng(100 + seed)
+        wild = [
+            edge(truth, i, j, 0.09, rigid(random.uniform(0, 360), bool(random.integers(2))))
+            for i in range(5, 8)
+            for j in range(8, min(16, i + 4))
+        ]
+        solution = solve_stack(in_two_pieces(truth, 8) + wild, sections, SPACING)
+        joined += len(solution.block_to_section) == 16
+    assert joined <= 2
+
+
 def test_pairs_below_the_null_are_not_accepted() -> None:
     truth, sections = stack_of(10, 6)
     edges = [e for e in all_edges(truth) if e.distance_mm == SPACING]

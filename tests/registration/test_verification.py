@@ -89,7 +89,7 @@ def test_section_of_another_specimen_is_unsure(verifier: Verifier, section: Sect
     other = SectionPixels(Image(section.image.grid, np.where(section.mask.data, 1 + noise, 0).astype(np.float32)), section.mask)
     found = Verifier({"s": other}, mri, np.eye(4), SPACING).of(place(np.eye(3)))
     assert found is not None and found.lead < 4
-    assert confidence(found) < 0.9
+    assert confidence(found) < 0.5
 
 
 def test_section_on_a_wrong_plane_says_which_one_it_fits(verifier: Verifier) -> None:

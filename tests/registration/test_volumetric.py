@@ -21,6 +21,7 @@ from histomri.kernels.interpolate import warp
 from histomri.registration import volumetric
 from histomri.registration.alignment import Guide, View
 from histomri.registration.mending import unfolded
+from histomri.registration.recolouring import conditional_mean
 from histomri.registration.volumetric import (
     DEFAULTS,
     MIN_JACOBIAN,
@@ -30,7 +31,6 @@ from histomri.registration.volumetric import (
     Soft,
     Step,
     advance,
-    conditional_mean,
     deform,
     detailed,
     find_start,

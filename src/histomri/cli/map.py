@@ -26,7 +26,7 @@ Maps points between any two of section:<id> and slide:<id> (x, y in level-0 pixe
 top left pixel), block:<block> (mm) and mri (x, y, z in RAS mm). IN is a CSV with columns x,y[,z], or GeoJSON as QuPath writes it.
 A point that cannot be mapped gets empty coordinates and a reason (a GeoJSON feature no geometry and the property "reason").
 error_mm is the error that is to be expected of a mapped point, from the evidence for its section's place; empty where nothing
-tells."""
+tells. Mappings one after the other add up, as if each section erred by itself (there and back is overstated so)."""
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:

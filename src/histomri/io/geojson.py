@@ -146,7 +146,8 @@ def give_reason(shape: Shape, reason: str) -> None:
         shape.geometry["reason"] = reason
         return
     shape.feature[shape.key] = None
-    shape.feature["properties"] = {**(shape.feature.get("properties") or {}), "reason": reason}
+    properties = {k: v for k, v in (shape.feature.get("properties") or {}).items() if k != "error_mm"}
+    shape.feature["properties"] = {**properties, "reason": reason}
     for key in STALE:
         shape.feature.pop(key, None)
 
@@ -154,11 +155,11 @@ def give_reason(shape: Shape, reason: str) -> None:
 def give_error(shape: Shape, error_mm: float) -> None:
     """The expected error of a mapped shape in its feature's ``error_mm`` property, on top of that of an earlier mapping.
 
-    Nothing for NaN or a bare geometry.
+    Null where either is unknown; nothing for a bare geometry, which has no properties.
     """
-    if shape.feature is None or not math.isfinite(error_mm):
+    if shape.feature is None:
         return
     properties = shape.feature.get("properties") or {}
-    before = properties.get("error_mm")
-    total = math.hypot(error_mm, before if isinstance(before, int | float) else 0.0)
-    shape.feature["properties"] = {**properties, "error_mm": round(total, 6)}
+    before = properties.get("error_mm", 0.0)
+    total = math.hypot(error_mm, before) if isinstance(before, int | float) else math.nan
+    shape.feature["properties"] = {**properties, "error_mm": round(total, 6) if math.isfinite(total) else None}

@@ -24,6 +24,8 @@ ROBUST_SWEEPS = 12
 FEW_PAIRS_THRESHOLD = 0.25
 LOOP_DEG = 8.0
 LOOP_SHIFT = 0.25
+LOOSE_ALPHA = 0.3
+LEAST_AGREEING = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +112,7 @@ def solve_stack(
     threshold = null_threshold(edges, alpha)
     passed = [e for e in edges if e.score > threshold and e.margin > 0]
     accepted = bridged(names, consistent(passed, sections), passed)
+    accepted = rejoined(accepted, edges, sections, spacing_mm, set(fixed or {}))
     component = _components(names, accepted, set(fixed or {}))
     main = [n for n in names if component[n] == 0]
     inside = [e for e in accepted if e.fixed in set(main) and e.moving in set(main)]
@@ -158,6 +161,65 @@ def bridged(names: list[str], edges: list[Edge], spare: list[Edge]) -> list[Edge
             piece[root(e.fixed)] = root(e.moving)
             out.append(e)
     return out
+
+
+def rejoined(
+    accepted: list[Edge],
+    edges: list[Edge],
+    sections: Mapping[str, tuple[Float, bool | None]],
+    spacing_mm: float,
+    anchors: set[str],
+) -> list[Edge]:
+    """``accepted`` and, where they leave the stack in pieces, weaker pairs between two pieces that agree with each other.
+
+    Beyond a run of lost sections, or where the tissue changes fast, each pair by itself scores like chance; but three pairs that
+    put one piece at the same place against the other, face, angle and shift, hardly do so by chance (about 1 in 100 of six
+    unrelated pairs: a pair of them agrees in face and angle once in 45).
+    """
+    loose = null_threshold(edges, LOOSE_ALPHA)
+    weak = [e for e in edges if e.score > loose and e.margin > 0]
+    out = list(accepted)
+    while True:
+        piece = _components(list(sections), out, anchors)
+        across: dict[tuple[int, int], list[Edge]] = {}
+        for e in weak:
+            if piece[e.fixed] != piece[e.moving]:
+                across.setdefault((piece[e.fixed], piece[e.moving]), []).append(e)
+        places = {n: m for p in set(piece.values()) for n, m in _piece_places(p, piece, out, sections, spacing_mm).items()}
+        groups = [g for found in across.values() if (g := _agreeing(found, places, sections)) is not None]
+        if not groups:
+            return out
+        best: list[Edge] = max(groups, key=lambda g: (len(g), sum(e.score for e in g)))
+        out += best
+
+
+def _piece_places(
+    piece: int,
+    pieces: Mapping[str, int],
+    edges: list[Edge],
+    sections: Mapping[str, tuple[Float, bool | None]],
+    spacing_mm: float,
+) -> dict[str, Float]:
+    """``block_to_section`` of a piece's sections, in a block of its own."""
+    names = [n for n, p in pieces.items() if p == piece]
+    inside = [e for e in edges if pieces[e.fixed] == piece and pieces[e.moving] == piece]
+    return _tree(names, inside, spacing_mm, {}, sections)
+
+
+def _agreeing(
+    edges: list[Edge], places: Mapping[str, Float], sections: Mapping[str, tuple[Float, bool | None]]
+) -> list[Edge] | None:
+    """The most of the edges between two pieces that put them at one place; None if fewer than ``LEAST_AGREEING`` do."""
+    # the second piece's block as the first one's sees it, by each edge
+    onto = {id(e): inverse(places[e.moving]) @ e.matrix @ places[e.fixed] for e in edges}
+    best: list[Edge] = []
+    for e in edges:
+        there, back = places[e.fixed], inverse(places[e.fixed])
+        loops = [(other, there @ inverse(onto[id(e)]) @ onto[id(other)] @ back) for other in edges]
+        group = [other for other, loop in loops if _closes(loop, sections[e.fixed][0])]
+        if (len(group), sum(o.score for o in group)) > (len(best), sum(o.score for o in best)):
+            best = group
+    return best if len(best) >= LEAST_AGREEING else None
 
 
 def _closes(loop: Float, centroid: Float) -> bool:

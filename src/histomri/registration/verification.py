@@ -1,5 +1,8 @@
 """Is a section where it was put? Evidence that the refinement did not use, and what it says.
 
+Sections that their neighbours could not place were found by the same search (``registration.rescue``): for those it speaks only
+for what the refinement made of its answer, and the rest of the evidence has to do.
+
 The refinement follows structure and tone from where it starts. Here each section is sought once more on its MRI plane from no
 initial guess (every rotation, both faces); its intensities are compared with the MRI's by NMI, beside copies of the MRI that are
 turned or turned over, which say what chance gives in this very section; and its structure is held against the planes before and
@@ -40,6 +43,7 @@ WRONG = 0.25  # of a section's size: how far off a section is that lies wrong
 STEP = 0.0125  # of a section's size: two pixels that it was registered at
 BIAS, WEIGHTS = -4.4, {"apart": -0.1, "margin": 1.2, "dice": 1.8, "lead": 1.1, "relief": 3.8, "depth": -2.9}
 LEAST_PIXELS = 50
+LEAST_TISSUE_PX = 16
 LEAST_SPREAD = 0.001  # of the NMI of turned copies, which is near 0 where much is compared
 
 
@@ -82,9 +86,9 @@ class Verifier:
         return {k: e for k, e in zip(keys, found, strict=True) if e is not None}
 
     def of(self, placement: Placement) -> Evidence | None:
-        """The evidence for one placed section; None where the MRI shows no tissue on its plane."""
+        """The evidence for one placed section; None where the MRI shows no tissue on its plane, or the section hardly any."""
         plane = self.planes.at(placement.position_mm, self.block_to_mri)
-        if plane is None or placement.affine is None:
+        if plane is None or placement.affine is None or int(self.pixels[placement.section].mask.data.sum()) < LEAST_TISSUE_PX:
             return None
         here, tissue = self._section_on(plane.image.grid, placement)
         own, lead = _above_chance(plane, here, tissue)

@@ -362,7 +362,11 @@ def detailed(level: Level, field: Nodes, step: Step, settings: VolumetricSetting
         return field
     window, stiffness = settings.dense
     dense = Step(1, window, stiffness, settings.dense_iterations)
-    found, _, _ = descend(level, beginning(Nodes.of(loose, level, step.nodes), level.grid, 1), dense, settings)
+    coarse = Nodes.of(loose, level, step.nodes)
+    begun = unfolded(coarse.on(level.grid), START_JACOBIAN)
+    if begun is None:
+        return coarse
+    found, _, _ = descend(level, begun, dense, settings)
     return Nodes.of(found, level, 1)
 
 

@@ -271,7 +271,7 @@ def refine(
     placements_out: Path,
     settings: MriSettings,
 ) -> None:
-    """Sections to their MRI planes and to each other, and the pose again, in turns; the final placements of the block."""
+    """Sections to their MRI planes and to each other, and the pose again, in turns; the refined placements of the block."""
     import json
 
     import numpy as np

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from histomri.transforms.placement import Placement
 
 
+# flags of earlier stages that say how a section was placed, not that anything is wrong with it
+MOUNTED_FLAG = "no neighbour resembles it"
+
+
 def verify(
     sections: Sequence[Section],
     manifests: Mapping[str, Path],
@@ -50,19 +54,16 @@ def verify(
 
 def judged(placement: Placement, verdict: Verdict) -> Placement:
     """A placement with the verdict on it."""
+    from histomri.registration.rescue import OUTDATED
     from histomri.registration.verification import SETTLED
 
     quality = {**placement.quality, **verdict.record, "error_mm": round(verdict.error_mm, 4)}
     flags = placement.flags
     if verdict.confidence >= SETTLED:
         # how it came to its place no longer matters
-        origin = [f for f in flags if f.startswith(ORIGINS)]
+        origin = [f for f in flags if f.startswith((MOUNTED_FLAG, *OUTDATED))]
         flags = tuple(f for f in flags if f not in origin)
         quality |= {"origin": "; ".join(origin)} if origin else {}
     return dataclasses.replace(
         placement, confidence=round(verdict.confidence, 4), flags=(*flags, *verdict.reasons), quality=quality
     )
-
-
-# flags of earlier stages that say how a section was placed, not that anything is wrong with it
-ORIGINS = ("no neighbour resembles it", "no pair was accepted", "its neighbours could not place it", "not placed")

@@ -1,4 +1,4 @@
-"""One block: each section to its plane of the MRI -> final placements."""
+"""One block: each section to its plane of the MRI -> refined placements."""
 
 from pathlib import Path
 
