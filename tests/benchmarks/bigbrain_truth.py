@@ -87,7 +87,12 @@ class BigBrainTruth:
         return (ras * (-1, -1, 1))[:, ::-1]
 
     def published(self, number: int) -> Float | None:
-        """The published alignment of a section, 3 x 3 on (x, y, 1): from a pixel of the plane to the section's pixel.
+        """The published alignment of a section as the study has it, 3 x 3 on (x, y, 1): see :meth:`aligned`."""
+        matrix, done = self.aligned(number), self.done.get(f"slice_{number:03d}")
+        return matrix if matrix is None or done is None else np.asarray(np.array(done["matrix"]) @ matrix)
+
+    def aligned(self, number: int) -> Float | None:
+        """The published alignment of a section: from a pixel of the plane to the section's pixel.
 
         Which way it maps was found by trial: so, the sections' masks overlap the MRI's with a median Dice of 0.92; the other
         way round, or with the axes swapped, with less than 0.8.
@@ -95,9 +100,7 @@ class BigBrainTruth:
         path = self.folder / "affine" / f"slice_{number:03d}.txt"
         if not path.is_file():
             return None
-        matrix = np.asarray(np.loadtxt(path)[np.ix_([0, 1, 3], [0, 1, 3])], float)
-        done = self.done.get(f"slice_{number:03d}")
-        return matrix if done is None else np.asarray(np.array(done["matrix"]) @ matrix)
+        return np.asarray(np.loadtxt(path)[np.ix_([0, 1, 3], [0, 1, 3])], float)
 
     def offset_mm(self) -> float:
         """Median over every 15th section of how far beyond its true plane it resembles the MRI most, where it is as published."""
@@ -105,9 +108,8 @@ class BigBrainTruth:
         mri = np.asarray(volume.dataobj)
         peaks = []
         for number in range(20, 350, 15):
-            path = self.folder / "affine" / f"slice_{number:03d}.txt"
-            if path.is_file():
-                matrix = np.loadtxt(path)[np.ix_([0, 1, 3], [0, 1, 3])]
+            matrix = self.aligned(number)
+            if matrix is not None:
                 section = cv2.imread(str(self.folder.parent / "sections" / f"slice_{number:03d}.png"), cv2.IMREAD_GRAYSCALE)
                 peaks.append(_peak(255 - section, matrix, mri, self.mask, number - 1))
         return PLANE_MM * float(np.nanmedian(peaks))

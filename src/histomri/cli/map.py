@@ -97,6 +97,7 @@ def _map_geojson(graph: SpaceGraph, args: argparse.Namespace) -> list[str]:
     parts = [geojson.positions(s, ndim, args.densify) for s in shapes]
     points, reasons = _mapped(graph, args, np.concatenate([*parts, np.zeros((0, ndim))]), args.origin or "corner")
     ends = np.cumsum([len(p) for p in parts])
+    error_mm = graph.error_mm(args.from_space, args.to_space)
     said = []
     for shape, part, end in zip(shapes, parts, ends, strict=True):
         own = reasons[end - len(part) : end]
@@ -106,6 +107,6 @@ def _map_geojson(graph: SpaceGraph, args: argparse.Namespace) -> list[str]:
             geojson.give_reason(shape, said[-1])
         else:
             geojson.replace_positions(shape, points[end - len(part) : end])
-            geojson.give_error(shape, graph.error_mm(args.from_space, args.to_space))
+            geojson.give_error(shape, error_mm)
     geojson.write_document(args.output, document)
     return said

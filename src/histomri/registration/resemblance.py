@@ -6,6 +6,7 @@ fixed tissue in steps of 30 degrees, on either face. ``docs/decisions/engine.md`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -56,11 +57,15 @@ def resemblance(fixed: View, moving: View, transform: Transform) -> Resemblance:
     linear = [step for step in Chain.steps_of(transform) if isinstance(step, Affine)]
     plain = comparison.score(Chain(tuple(linear)))
     null = together([partial(comparison.score, Chain((turn, *linear))) for turn in turns(fixed.mask)])
+    chance, lead = above_chance(plain, null, LEAST_SPREAD)
+    return Resemblance(comparison.score(Affine.identity(2)), comparison.score(transform), plain, chance, lead)
+
+
+def above_chance(own: float, null: Sequence[float], least_spread: float) -> tuple[float, float]:
+    """The median of what chance gives, and how many robust standard deviations (at least ``least_spread`` each) ``own`` leads."""
     chance = float(np.median(null))
-    spread = max(1.4826 * float(np.median(np.abs(np.array(null) - chance))), LEAST_SPREAD)
-    return Resemblance(
-        comparison.score(Affine.identity(2)), comparison.score(transform), plain, chance, (plain - chance) / spread
-    )
+    spread = max(1.4826 * float(np.median(np.abs(np.array(null) - chance))), least_spread)
+    return chance, (own - chance) / spread
 
 
 def turns(mask: Image) -> list[Affine]:

@@ -25,7 +25,8 @@ from histomri.registration.channels import make_channels
 from histomri.registration.depth import peak
 from histomri.registration.pair import structure_score
 from histomri.registration.rescue import CLEAR_MARGIN, MriPlanes, PlaneOfMri
-from histomri.registration.resemblance import LEAST_LEAD, turns
+from histomri.registration.resemblance import LEAST_LEAD, above_chance, turns
+from histomri.registration.sanity import tissue_size
 from histomri.registration.similarity import nmi
 from histomri.registration.together import together
 from histomri.registration.volume import SectionPixels, on_plane
@@ -44,6 +45,7 @@ STEP = 0.0125  # of a section's size: two pixels that it was registered at
 BIAS, WEIGHTS = -4.4, {"apart": -0.1, "margin": 1.2, "dice": 1.8, "lead": 1.1, "relief": 3.8, "depth": -2.9}
 LEAST_PIXELS = 50
 LEAST_TISSUE_PX = 16
+LONG_SIDE = 1.6  # of a compact shape, in roots of its area
 LEAST_SPREAD = 0.001  # of the NMI of turned copies, which is near 0 where much is compared
 
 
@@ -91,7 +93,7 @@ class Verifier:
         if plane is None or placement.affine is None or int(self.pixels[placement.section].mask.data.sum()) < LEAST_TISSUE_PX:
             return None
         here, tissue = self._section_on(plane.image.grid, placement)
-        own, lead = _above_chance(plane, here, tissue)
+        own, lead = _likeness(plane, here, tissue)
         both = int((tissue & plane.mask.data).sum())
         depth, relief = self._depth(plane.image.grid, placement, here, tissue)
         pixels = self.pixels[placement.section]
@@ -105,7 +107,7 @@ class Verifier:
             lead=lead,
             depth_mm=depth,
             relief=relief,
-            size_mm=tissue_mm(pixels.mask),
+            size_mm=LONG_SIDE * tissue_size(pixels.mask),
         )
 
     def _section_on(self, grid: Grid, placement: Placement) -> tuple[Array, NDArray[np.bool_]]:
@@ -121,11 +123,6 @@ class Verifier:
         return peak(offsets, scores), float(scores[DEPTHS] - (scores[0] + scores[-1]) / 2)
 
 
-def tissue_mm(mask: Image) -> float:
-    """Typical length of a section's tissue: 1.6 times the root of its area, about the long side of a compact shape."""
-    return 1.6 * float(np.sqrt(mask.data.sum() * np.prod(mask.grid.spacing_mm)))
-
-
 def apart_mm(a: Float, b: Float, mask: Image, n: int = 500) -> float:
     """Rms distance in the block between a section's tissue under two affine placements (3, 3), block to section."""
     nodes = np.argwhere(mask.data)
@@ -134,7 +131,7 @@ def apart_mm(a: Float, b: Float, mask: Image, n: int = 500) -> float:
     return float(np.sqrt(((there[0] - there[1]) ** 2).sum(axis=1).mean()))
 
 
-def _above_chance(plane: PlaneOfMri, here: Array, tissue: NDArray[np.bool_]) -> tuple[float, float]:
+def _likeness(plane: PlaneOfMri, here: Array, tissue: NDArray[np.bool_]) -> tuple[float, float]:
     """NMI of the section and its plane, and its lead over copies of the plane turned about the section's middle."""
     if not tissue.any():
         return 0.0, 0.0
@@ -143,10 +140,7 @@ def _above_chance(plane: PlaneOfMri, here: Array, tissue: NDArray[np.bool_]) -> 
     own = _shared(both, here, tissue)
     shape = (grid.shape[0], grid.shape[1])
     turned = (warp_2d(both, grid.world_to_index @ t.matrix @ grid.index_to_world, shape) for t in turns(Image(grid, tissue)))
-    null = np.array([_shared(copy, here, tissue) for copy in turned])
-    chance = float(np.median(null))
-    spread = max(1.4826 * float(np.median(np.abs(null - chance))), LEAST_SPREAD)
-    return own, (own - chance) / spread
+    return own, above_chance(own, [_shared(copy, here, tissue) for copy in turned], LEAST_SPREAD)[1]
 
 
 def _shared(plane: Array, here: Array, tissue: NDArray[np.bool_]) -> float:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 RESCUE_TURNS = 2
 MOUNTED = 0.31
+MOUNTED_FLAG = "no neighbour resembles it"
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def as_mounted(placements: Placements, pixels: Mapping[str, SectionPixels]) -> d
         if len(nodes):
             centre = shown.mask.grid.to_world(nodes.mean(axis=0))
             affine = Affine.from_parts(np.eye(2), centre, f"block:{placements.block}", f"section:{key}")
-            flags = ("no neighbour resembles it; taken as it is mounted on its slide",)
+            flags = (f"{MOUNTED_FLAG}; taken as it is mounted on its slide",)
             out[key] = dataclasses.replace(placements.sections[key], affine=affine, field=None, flags=flags, confidence=MOUNTED)
     return out
 

@@ -8,15 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from histomri.core import Block, Section
-from histomri.stages.mri import MriSettings, load_mri, load_pixels, tissue_size_mm
+from histomri.stages.mri import MOUNTED_FLAG, MriSettings, load_mri, load_pixels, tissue_size_mm
 
 if TYPE_CHECKING:
     from histomri.registration.verification import Verdict
     from histomri.transforms.placement import Placement
-
-
-# flags of earlier stages that say how a section was placed, not that anything is wrong with it
-MOUNTED_FLAG = "no neighbour resembles it"
 
 
 def verify(
@@ -60,7 +56,7 @@ def judged(placement: Placement, verdict: Verdict) -> Placement:
     quality = {**placement.quality, **verdict.record, "error_mm": round(verdict.error_mm, 4)}
     flags = placement.flags
     if verdict.confidence >= SETTLED:
-        # how it came to its place no longer matters
+        # how it came to its place no longer matters: such flags say that, not that anything is wrong with it
         origin = [f for f in flags if f.startswith((MOUNTED_FLAG, *OUTDATED))]
         flags = tuple(f for f in flags if f not in origin)
         quality |= {"origin": "; ".join(origin)} if origin else {}
