@@ -12,11 +12,13 @@ from snakemake.exceptions import WorkflowError
 
 from histomri.core import Section
 from histomri.core.errors import HistomriError, InputError, Problem
+from histomri.io.by_hand import tell_pose
 from histomri.io.config import STAGES, Study, default_config, load_study
 from histomri.io.fingerprint import code_fingerprint, file_fingerprint
 from histomri.io.lock import hold_run as hold_run_of
+from histomri.io.placements import fields_file
 from histomri.io.resources import PACKAGE
-from histomri.io.sheets import block_to_dict, section_to_dict
+from histomri.io.sheets import block_to_dict, guide_from_dict, guide_to_dict, section_to_dict
 from histomri.kernels.named_stains import stain_problems
 from histomri.stages.grids import grid_entry, grid_names, grid_problems
 
@@ -28,6 +30,11 @@ if PACKAGE.parent.name == "src":
 SCRIPTS = Path(workflow.basedir) / "workflow" / "scripts"
 # what only ingest and blockface read of a section's row; a change of it reaches the later stages through the manifests
 SLIDE_COLUMNS = {"file": None, "blockface": None, "channel": None, "pixel_size_mm": None}
+# what a person gave to mend a section: only the solve of its stack, and what follows that, reads it
+HAND_COLUMNS = {"transform": None, "transform_from": None, "lock": None}
+# what ingest does not read
+PLACE_COLUMNS = {"position_mm": 0.0, "block": "block", "thickness_mm": None, "status": "ok", "flip": "auto", "rotation_deg": None}
+HAND_FILES = ("transform", "lock")
 VOLUME_FILES = (".json", ".nii.gz", "_coverage.nii.gz")
 
 
@@ -37,7 +44,7 @@ VOLUME_FILES = (".json", ".nii.gz", "_coverage.nii.gz")
 def empty_study():
     """No sections at all, for `snakemake --lint` without a config."""
     here = Path.cwd()
-    return Study("none", None, here, None, (), (), None, here, "auto", None, None, default_config())
+    return Study("none", None, here, None, (), (), None, (), here, "auto", None, None, default_config())
 
 
 def find_study():
@@ -153,8 +160,9 @@ def only(stage, *names):
 
 
 def ingested(section_id):
-    """A section's row for ingest."""
-    return section_to_dict(portable_files(STUDY.section(section_id), "file", "blockface"))
+    """What ingest reads of a section's row, so that another place or face of it makes nothing anew."""
+    row = replace(STUDY.section(section_id), **PLACE_COLUMNS, **HAND_COLUMNS, blockface=None, extra={})
+    return section_to_dict(portable_files(row, "file"))
 
 
 def ingest_settings(section_id):
@@ -170,19 +178,55 @@ def photographed(block_id):
 
 
 def rows(block_id=None, extra=False):
-    """The rows of a block's sections (or of all), lost ones too, without what only ingest reads."""
+    """The rows of a block's sections (or of all), lost ones too, without what only ingest reads and what was given by hand."""
     found = STUDY.sections if block_id is None else STACKS[block_id].sections
-    return [section_to_dict(replace(s, **SLIDE_COLUMNS, **({} if extra else {"extra": {}}))) for s in found]
+    return [section_to_dict(replace(s, **SLIDE_COLUMNS, **HAND_COLUMNS, **({} if extra else {"extra": {}}))) for s in found]
+
+
+def rows_by_hand(block_id):
+    """As `rows`, with the rough transforms and locks."""
+    found = [portable_files(s, *HAND_FILES) for s in STACKS[block_id].sections]
+    return [section_to_dict(replace(s, **SLIDE_COLUMNS, extra={})) for s in found]
+
+
+def hand_files(block_id):
+    """The rough transforms and locks of a block."""
+    found = [portable_files(s, *HAND_FILES) for s in STACKS[block_id].sections if s.is_used]
+    locks = [s.lock for s in found if s.lock]
+    return [*(s.transform for s in found if s.transform), *locks, *(fields_file(lock) for lock in locks)]
+
+
+def guides(block_id, to_mri):
+    """What guides the sections of a block to the MRI, or to each other."""
+    found = [g for g in STUDY.guides if STUDY.section(g.section).block == block_id and (g.mri_mm is not None) == to_mri]
+    return [guide_to_dict(g) for g in found]
+
+
+def pose_guides(block_id):
+    """What guides the block as a whole to its MRI; guides that mend a section or two leave the pose alone."""
+    found = guides(block_id, to_mri=True)
+    return found if tell_pose([guide_from_dict(g) for g in found]) else []
 
 
 def block_row(block_id):
+    """A block's row without its rough pose, which only the search of the pose reads."""
+    return block_to_dict(portable_files(replace(BLOCKS[block_id], pose=None), "mri", "mri_mask"))
+
+
+def block_row_with_pose(block_id):
     """A block's row."""
-    return block_to_dict(portable_files(BLOCKS[block_id], "mri", "mri_mask"))
+    return block_to_dict(portable_files(BLOCKS[block_id], "mri", "mri_mask", "pose"))
+
+
+def pose_files(block_id):
+    """The rough pose of a block, as far as it is there."""
+    row = portable_files(BLOCKS[block_id], "pose")
+    return [row.pose] if row.pose else []
 
 
 def block_for_blockface(block_id):
     """A block's row without its MRI, which photographs know nothing of."""
-    return block_to_dict(replace(BLOCKS[block_id], mri=None, mri_mask=None, mirror="no"))
+    return block_to_dict(replace(BLOCKS[block_id], mri=None, mri_mask=None, mirror="no", pose=None))
 
 
 def block_rows():
@@ -286,7 +330,8 @@ def given_files():
     sheets = [STUDY.sections_path, *([STUDY.blocks_path] if STUDY.blocks_path else [])]
     slides = [s.file for s in USED.values()]
     photographs = [s.blockface for s in STUDY.sections if s.blockface]
-    found = [portable(f) for f in (*sheets, *slides, *photographs)] + landmarks() + [f for b in BLOCKS for f in mri_files(b)]
+    hand = [f for b in BLOCKS for f in (*hand_files(b), *pose_files(b))]
+    found = [portable(f) for f in (*sheets, *slides, *photographs)] + landmarks() + hand + [f for b in BLOCKS for f in mri_files(b)]
     return list(dict.fromkeys(found))
 
 

@@ -6,13 +6,16 @@ rule mri_pose:
         manifests=lambda w: manifests(w.block),
         placements="stack/{block}/placements.json",
         mri=lambda w: mri_files(w.block),
+        by_hand=lambda w: pose_files(w.block),
     output:
         pose="mri/{block}/pose.json",
     params:
         sections=lambda w: rows(w.block),
         manifest_sections=lambda w: manifest_sections(w.block),
-        block=lambda w: block_row(w.block),
+        block=lambda w: block_row_with_pose(w.block),
+        guides=lambda w: pose_guides(w.block),
         mri=lambda w: [content(f) for f in mri_files(w.block)],
+        by_hand=lambda w: [content(f) for f in pose_files(w.block)],
         settings=only("mri", "rotations", "candidates", "min_confidence", "work_px", "volume_px", "max_gap_mm"),
         code=code("mri", "mri_pose"),
     log:
@@ -42,6 +45,7 @@ rule mri_refine:
         sections=lambda w: rows(w.block),
         manifest_sections=lambda w: manifest_sections(w.block),
         block=lambda w: block_row(w.block),
+        guides=lambda w: guides(w.block, to_mri=True),
         mri=lambda w: [content(f) for f in mri_files(w.block)],
         settings=settings("mri", "rotations", "candidates", "min_confidence"),
         code=code("mri", "mri_refine"),

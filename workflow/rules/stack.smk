@@ -32,13 +32,16 @@ rule stack_solve:
         manifests=lambda w: manifests(w.block),
         edges=lambda w: edges(w.block),
         blockface=lambda w: blockface_placements(w.block),
+        by_hand=lambda w: hand_files(w.block),
     output:
         placements="stack/{block}/placements.json",
         fields="stack/{block}/placements.fields.npy",
     params:
-        sections=lambda w: rows(w.block),
+        sections=lambda w: rows_by_hand(w.block),
         manifest_sections=lambda w: manifest_sections(w.block),
-        settings=only("stack", "alpha", "search_px", "min_tissue"),
+        guides=lambda w: guides(w.block, to_mri=False),
+        by_hand=lambda w: [content(f) for f in hand_files(w.block)],
+        settings=only("stack", "alpha", "search_px", "fine_px", "min_tissue"),
         code=code("stack", "stack_solve"),
     log:
         "logs/stack/{block}/solve.log",

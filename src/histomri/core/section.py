@@ -17,7 +17,8 @@ class Section:
 
     ``position_mm`` lies along the cutting axis; ``pixel_size_mm`` is None where the file's own applies;
     ``region`` is (x, y, width, height) in level-0 pixels of the slide, None for the whole slide; ``auto_region`` is (k, n) for
-    the k-th of n sections on the slide, to be found when it is ingested.
+    the k-th of n sections on the slide, to be found when it is ingested. ``transform`` is a file of a rough 2D transform from
+    section ``transform_from`` to this one, ``lock`` one that ``histomri lock`` wrote: both are given by hand.
     ``extra`` carries the sheet's unknown columns.
     """
 
@@ -35,6 +36,9 @@ class Section:
     flip: str = "auto"
     rotation_deg: float | None = None
     blockface: Path | None = None
+    transform: Path | None = None
+    transform_from: str | None = None
+    lock: Path | None = None
     extra: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -45,13 +49,14 @@ class Section:
 
 @dataclass(frozen=True)
 class Block:
-    """One block of tissue: a row of ``blocks.tsv``."""
+    """One block of tissue: a row of ``blocks.tsv``; ``pose`` is a file of a rough transform from the MRI to the block."""
 
     id: str
     mri: Path | None = None
     mri_mask: Path | None = None
     blockface_pixel_size_mm: float | None = None
     mirror: str = "no"
+    pose: Path | None = None
 
 
 @dataclass(frozen=True)

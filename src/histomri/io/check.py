@@ -16,9 +16,18 @@ import numpy as np
 from histomri.backend import has_gpu
 from histomri.core import Block, Grid, InputError, Section
 from histomri.core.errors import Problem
+from histomri.io.by_hand import block_problems, guide_problems, section_problems
 from histomri.io.config import config_problems, read_config, unmatched_blocks
 from histomri.io.nifti import read_geometry, read_nifti
-from histomri.io.sheets import Parsed, SectionLandmark, parse_blocks, parse_landmarks, parse_sections
+from histomri.io.sheets import (
+    Parsed,
+    SectionGuide,
+    SectionLandmark,
+    parse_blocks,
+    parse_guides,
+    parse_landmarks,
+    parse_sections,
+)
 from histomri.io.tables import absolute
 from histomri.io.tiff_chain import is_cut_off
 
@@ -26,6 +35,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 THREADS = 8
+SHEETS = ("sections", "blocks", "landmarks", "guides")
 EXTENT_LIMITS_MM = (0.05, 500.0)  # from a section of a larval fish brain to one of two human brains
 EXTENT_TO_MRI_LIMITS = (0.01, 15.0)  # a small block of a whole brain; a slide with several sections of a mouse brain
 EXTENT_TO_PEERS_LIMIT = 30.0  # no two sections of a specimen differ by as much, units taken for one another do
@@ -43,6 +53,7 @@ class _Inputs:
     sections: Parsed[Section]
     blocks: Parsed[Block]
     landmarks: Parsed[SectionLandmark]
+    guides: Parsed[SectionGuide]
     slides: Mapping[Path, Any]
     volumes: Mapping[Path, Any]
 
@@ -61,7 +72,7 @@ def check_study(config_path: Path) -> list[Problem]:
     except InputError as error:
         return list(error.problems)
     problems = config_problems(config, str(path))
-    sheets = {key: absolute(config[key], path.parent) for key in ("sections", "blocks", "landmarks") if _is_text(config.get(key))}
+    sheets = {key: absolute(config[key], path.parent) for key in SHEETS if _is_text(config.get(key))}
     if config.get("device") == "gpu" and not has_gpu():
         problems.append(Problem(f"{path}, key device", "gpu is asked for, no working GPU is found", "write auto or cpu"))
     inputs = _look(sheets, _positive(config.get("section_spacing_mm"))) if "sections" in sheets else None
@@ -85,13 +96,14 @@ def _look(sheets: Mapping[str, Path], spacing_mm: float | None) -> _Inputs:
     sections = parse_sections(sheets["sections"], spacing_mm)
     blocks: Parsed[Block] = parse_blocks(sheets["blocks"]) if "blocks" in sheets else Parsed()
     landmarks: Parsed[SectionLandmark] = parse_landmarks(sheets["landmarks"]) if "landmarks" in sheets else Parsed()
+    guides: Parsed[SectionGuide] = parse_guides(sheets["guides"]) if "guides" in sheets else Parsed()
     used = [s for s in sections.items if s.is_used]
     slides = {path for s in used for path in (s.file, s.blockface) if path is not None}
     with ThreadPoolExecutor(THREADS) as pool:
         facts = _each(pool, slides, _probe)
         volumes = _each(pool, {b.mri for b in blocks.items if b.mri}, _volume)
         masks = _each(pool, {b.mri_mask for b in blocks.items if b.mri_mask}, _volume)
-    return _Inputs(sheets, sections, blocks, landmarks, facts, {**masks, **volumes})
+    return _Inputs(sheets, sections, blocks, landmarks, guides, facts, {**masks, **volumes})
 
 
 def _each(pool: ThreadPoolExecutor, paths: Iterable[Path], look: Callable[[Path], Result]) -> dict[Path, Result | InputError]:
@@ -146,6 +158,7 @@ def _input_problems(inputs: _Inputs, pixel_size_mm: float | None) -> Iterator[Pr
     yield from _photograph_problems(inputs)
     yield from _block_problems(inputs)
     yield from _landmark_problems(inputs)
+    yield from _by_hand_problems(inputs)
 
 
 def _used(inputs: _Inputs) -> Iterator[tuple[Section, Any, str]]:
@@ -267,11 +280,33 @@ def _landmark_problems(inputs: _Inputs) -> Iterator[Problem]:
             what = f"{inputs.sheets['sections']} has no section {mark.section!r}"
             yield Problem(f"{where}, column section", what, "correct the name, or remove the row")
         elif mark.section in slides:
-            height, width = _shape(sections[mark.section], slides[mark.section])
-            y, x = mark.point_px
-            if not (-0.5 <= y <= height - 0.5 and -0.5 <= x <= width - 0.5):
-                what = f"x {x:g}, y {y:g} lies outside of the section, which has {width} x {height} pixels"
-                yield Problem(where, what, "give it in level-0 pixels from the top left of the section's region")
+            yield from _outside(mark.point_px, _shape(sections[mark.section], slides[mark.section]), where)
+
+
+def _outside(point_px: tuple[float, float], shape: tuple[int, int], where: str) -> Iterator[Problem]:
+    (height, width), (y, x) = shape, point_px
+    if not (-0.5 <= y <= height - 0.5 and -0.5 <= x <= width - 0.5):
+        what = f"x {x:g}, y {y:g} lies outside of the section, which has {width} x {height} pixels"
+        yield Problem(where, what, "give it in level-0 pixels from the top left of the section's region")
+
+
+def _by_hand_problems(inputs: _Inputs) -> Iterator[Problem]:
+    """Guides, rough transforms and locks."""
+    yield from inputs.guides.problems
+    if not inputs.sections.items:
+        return
+    yield from section_problems(inputs.sections.items, inputs.guides.items, inputs.sheets["sections"])
+    if "blocks" in inputs.sheets:
+        yield from block_problems(inputs.blocks.items, inputs.sheets["blocks"])
+    if not inputs.guides.items:
+        return
+    sheet = inputs.sheets["guides"]
+    yield from guide_problems(inputs.guides, inputs.sections.items, inputs.blocks.items, sheet)
+    shapes = {section.id: _shape(section, slide) for section, slide, _ in _used(inputs) if not isinstance(slide, InputError)}
+    for row, guide in zip(inputs.guides.rows, inputs.guides.items, strict=True):
+        for name, point in ((guide.section, guide.point_px), (guide.to_section, guide.to_px)):
+            if point is not None and name in shapes:
+                yield from _outside(point, shapes[name], f"{sheet}, row {row} (section {name})")
 
 
 def _output_problems(output: Path, where: str, inputs: _Inputs | None) -> Iterator[Problem]:

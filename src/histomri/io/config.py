@@ -17,8 +17,9 @@ from jsonschema import Draft202012Validator, ValidationError
 
 from histomri.core.errors import InputError, Problem
 from histomri.core.section import Block, Section, Stack
+from histomri.io.by_hand import block_problems, guide_problems, section_problems
 from histomri.io.resources import workflow_root
-from histomri.io.sheets import read_blocks, read_sections
+from histomri.io.sheets import Parsed, SectionGuide, parse_guides, read_blocks, read_sections
 from histomri.io.tables import absolute
 
 STAGES = ("ingest", "blockface", "stack", "mri", "resample", "evaluate")
@@ -38,6 +39,7 @@ class Study:
     sections: tuple[Section, ...]
     blocks: tuple[Block, ...]
     landmarks: Path | None
+    guides: tuple[SectionGuide, ...]
     output: Path
     device: str
     pixel_size_mm: float | None
@@ -281,6 +283,7 @@ def _study(config: dict[str, Any], path: Path | None, folder: Path) -> Study:
     sections_path = absolute(config["sections"], folder)
     blocks_path = absolute(config["blocks"], folder) if config["blocks"] else None
     sections, blocks = _sheets(sections_path, blocks_path, config["section_spacing_mm"])
+    guides_path = absolute(config["guides"], folder) if config["guides"] else None
     return Study(
         name=config["study"],
         config_path=path,
@@ -289,6 +292,7 @@ def _study(config: dict[str, Any], path: Path | None, folder: Path) -> Study:
         sections=sections,
         blocks=blocks,
         landmarks=absolute(config["landmarks"], folder) if config["landmarks"] else None,
+        guides=_by_hand(guides_path, sections, blocks, (sections_path, blocks_path)),
         output=absolute(config["output"], folder),
         device=config["device"],
         pixel_size_mm=config["pixel_size_mm"],
@@ -317,6 +321,21 @@ def _sheets(
     if problems:
         raise InputError(*problems)
     return sections, blocks
+
+
+def _by_hand(
+    path: Path | None, sections: Sequence[Section], blocks: Sequence[Block], sheets: tuple[Path, Path | None]
+) -> tuple[SectionGuide, ...]:
+    """The guides, with every problem of what is given by hand in one error."""
+    guides: Parsed[SectionGuide] = parse_guides(path) if path else Parsed()
+    problems = list(guides.problems)
+    if path and not problems:
+        problems += guide_problems(guides, sections, blocks, path)
+    problems += section_problems(sections, guides.items, sheets[0])
+    problems += block_problems(blocks, sheets[1]) if sheets[1] else ()
+    if problems:
+        raise InputError(*problems)
+    return guides.items
 
 
 def unmatched_blocks(sections: Sequence[Section], blocks: Sequence[Block], sheets: tuple[Path, Path | None]) -> Iterator[Problem]:

@@ -14,10 +14,10 @@ from histomri.io.config import STAGES, config_schema, read_schema
 from histomri.io.resources import workflow_root
 
 WIDTH = 110
-SHEETS = ("sections", "blocks", "landmarks")
+SHEETS = ("sections", "blocks", "landmarks", "guides")
 CONFIG_HEADER = """\
 # The defaults of every study, which its own config overrides. Written by `make config` from config/schema: do not edit.
-# The keys `study`, `sections`, `blocks`, `landmarks` and `output` belong to a study and have no default here.
+# The keys `study`, `sections`, `blocks`, `landmarks`, `guides` and `output` belong to a study and have no default here.
 """
 README_HEADER = """\
 # The config and the sheets of a study

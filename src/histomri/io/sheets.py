@@ -1,4 +1,4 @@
-"""The three sheets of a study: ``sections.tsv``, ``blocks.tsv`` and ``landmarks.tsv``."""
+"""The sheets of a study: ``sections.tsv``, ``blocks.tsv``, ``landmarks.tsv`` and ``guides.tsv``."""
 
 from __future__ import annotations
 
@@ -26,8 +26,12 @@ SECTION_COLUMNS = (
     "flip",
     "rotation_deg",
     "blockface",
+    "transform",
+    "transform_from",
+    "lock",
 )
 POSITION_TOLERANCE_MM = 1e-6
+GUIDE_REMEDY = "fill in mri_x, mri_y and mri_z, or to_section, to_x and to_y"
 Item = TypeVar("Item")
 
 
@@ -39,6 +43,20 @@ class SectionLandmark:
     section: str
     point_px: tuple[float, float]
     mri_mm: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class SectionGuide:
+    """A point of a section that a person found again, in the MRI or in another section, for the registration to go by.
+
+    ``point_px`` is (y, x) in level-0 pixels; either ``mri_mm``, (z, y, x) LPS, or ``to_section`` with ``to_px``, (y, x) there.
+    """
+
+    section: str
+    point_px: tuple[float, float]
+    mri_mm: tuple[float, float, float] | None = None
+    to_section: str | None = None
+    to_px: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +103,17 @@ def read_landmarks(path: Path) -> tuple[SectionLandmark, ...]:
     return parse_landmarks(path).checked()
 
 
+def read_guides(path: Path) -> tuple[SectionGuide, ...]:
+    """Read ``guides.tsv``; its MRI coordinates, RAS millimetres in the sheet, become (z, y, x) LPS.
+
+    Raises
+    ------
+    InputError
+        With every problem of the sheet by itself; ``io.by_hand`` holds it against the other sheets.
+    """
+    return parse_guides(path).checked()
+
+
 def parse_sections(path: Path, section_spacing_mm: float | None = None) -> Parsed[Section]:
     """As :func:`read_sections`, with the problems beside the rows in place of an error."""
 
@@ -120,6 +149,11 @@ def parse_landmarks(path: Path) -> Parsed[SectionLandmark]:
     )
 
 
+def parse_guides(path: Path) -> Parsed[SectionGuide]:
+    """As :func:`read_guides`, with the problems beside the rows in place of an error."""
+    return _parse(path, ("section", "x", "y"), _guide, lambda rows, guides: None)
+
+
 def _parse(
     path: Path,
     required: Sequence[str],
@@ -150,7 +184,7 @@ def section_from_dict(values: dict[str, Any]) -> Section:
     region = values.get("region")
     auto = values.get("auto_region")
     fields = {**values, "region": tuple(region) if region else None, "auto_region": tuple(auto) if auto else None}
-    return Section(**_with_paths(fields, ("file", "blockface")))
+    return Section(**_with_paths(fields, ("file", "blockface", "transform", "lock")))
 
 
 def block_to_dict(block: Block) -> dict[str, Any]:
@@ -160,7 +194,7 @@ def block_to_dict(block: Block) -> dict[str, Any]:
 
 def block_from_dict(values: dict[str, Any]) -> Block:
     """The inverse of :func:`block_to_dict`."""
-    return Block(**_with_paths(values, ("mri", "mri_mask")))
+    return Block(**_with_paths(values, ("mri", "mri_mask", "pose")))
 
 
 def _plain(value: Any) -> Any:
@@ -193,6 +227,9 @@ def _section(cells: Cells, section_spacing_mm: float | None) -> Section:
         flip=cells.choice("flip", FLIPS, "auto"),
         rotation_deg=cells.number("rotation_deg"),
         blockface=cells.file("blockface"),
+        transform=cells.file("transform"),
+        transform_from=cells.text("transform_from") or None,
+        lock=cells.file("lock"),
         extra={c: text for c, text in cells.row.cells.items() if c and c not in SECTION_COLUMNS},
     )
 
@@ -227,6 +264,7 @@ def _block(cells: Cells) -> Block:
         mri_mask=mask,
         blockface_pixel_size_mm=cells.number("blockface_pixel_size_mm", positive=True),
         mirror=cells.choice("mirror", MIRRORS, "no"),
+        pose=cells.file("pose"),
     )
 
 
@@ -235,6 +273,34 @@ def _landmark(cells: Cells) -> SectionLandmark:
         cells.reject("name", "a name was expected, the cell is empty", "fill it in")
     x, y, right, anterior, superior = (_coordinate(cells, c) for c in ("x", "y", "mri_x", "mri_y", "mri_z"))
     return SectionLandmark(cells.text("name"), cells.name("section"), (y, x), (superior, -anterior, -right))
+
+
+def _guide(cells: Cells) -> SectionGuide:
+    to_mri = any(cells.text(c) for c in ("mri_x", "mri_y", "mri_z"))
+    to_section = any(cells.text(c) for c in ("to_section", "to_x", "to_y"))
+    if to_mri == to_section:
+        what = "both are filled in" if to_mri else "neither is filled in"
+        cells.reject("mri_x", f"a point in the MRI or a point in another section was expected, {what}", GUIDE_REMEDY)
+    x, y = (_coordinate(cells, c) for c in ("x", "y"))
+    section = cells.name("section")
+    if to_section and not to_mri:
+        to_x, to_y = (_coordinate(cells, c) for c in ("to_x", "to_y"))
+        return SectionGuide(section, (y, x), None, cells.name("to_section"), (to_y, to_x))
+    if to_mri and not to_section:
+        right, anterior, superior = (_coordinate(cells, c) for c in ("mri_x", "mri_y", "mri_z"))
+        return SectionGuide(section, (y, x), (superior, -anterior, -right))
+    return SectionGuide(section, (y, x))
+
+
+def guide_to_dict(guide: SectionGuide) -> dict[str, Any]:
+    """The guide as plain JSON values, for the params of a rule."""
+    return {key: _plain(value) for key, value in asdict(guide).items()}
+
+
+def guide_from_dict(values: dict[str, Any]) -> SectionGuide:
+    """The inverse of :func:`guide_to_dict`."""
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return SectionGuide(**fields)
 
 
 def _coordinate(cells: Cells, column: str) -> float:

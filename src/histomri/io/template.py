@@ -163,6 +163,9 @@ output: results
 # Points seen both in sections and in the MRI, to measure the error with (they never reach a registration).
 # landmarks: landmarks.tsv
 
+# Points that tell the registration how a section lies, to mend one that it got wrong (config/README.md).
+# guides: guides.tsv
+
 # Everything below is a default: take away the `#` to change a value.
 
 {stage_yaml(commented=True)}"""

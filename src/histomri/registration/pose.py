@@ -116,6 +116,22 @@ def find_pose(
     return PoseResult(best, confidence(lead), [best, found[0], *rivals])
 
 
+def refine_given(stack: Scaled, mri: Scaled, start: Float, keep: bool = False) -> PoseResult:
+    """A pose that a person gave (block mm -> MRI mm), refined while it stays the same pose; as it is with ``keep``.
+
+    Its confidence is 1, the person's: there is no rival to measure it by. Raises ``RegistrationError`` as :func:`find_pose` does.
+    """
+    if not stack.mask.data.any() or not mri.mask.data.any():
+        raise RegistrationError("The pose needs tissue in both the stack and the MRI; one of the masks is empty.")
+    coarse = max(float(max(stack.mask.grid.extent_mm)), 1e-3) / 40
+    best = _judge(stack, mri, start, coarse / 3)
+    if not keep:
+        found = refine_pose(stack, mri, start, (coarse, coarse / 2, coarse / 3))
+        if found is not None and found.mirrored == best.mirrored and not different(found.block_to_mri, start, stack.mask):
+            best = found
+    return PoseResult(best, 1.0, [best])
+
+
 def _refined(
     stack: Scaled, mri: Scaled, rough: list[PoseCandidate], coarse: float, progress: Callable[[str], None]
 ) -> list[PoseCandidate]:

@@ -138,7 +138,7 @@ def consistent(edges: list[Edge], sections: Mapping[str, tuple[Float, bool | Non
     for e in edges:
         thirds = sorted(beside[e.fixed] & beside[e.moving])
         loops = [known[k, e.fixed] @ known[e.moving, k] @ e.matrix for k in thirds]
-        if not loops or any(_closes(loop, sections[e.fixed][0]) for loop in loops):
+        if not loops or any(closes(loop, sections[e.fixed][0]) for loop in loops):
             out.append(e)
     return out
 
@@ -216,13 +216,13 @@ def _agreeing(
     for e in edges:
         there, back = places[e.fixed], inverse(places[e.fixed])
         loops = [(other, there @ inverse(onto[id(e)]) @ onto[id(other)] @ back) for other in edges]
-        group = [other for other, loop in loops if _closes(loop, sections[e.fixed][0])]
+        group = [other for other, loop in loops if closes(loop, sections[e.fixed][0])]
         if (len(group), sum(o.score for o in group)) > (len(best), sum(o.score for o in best)):
             best = group
     return best if len(best) >= LEAST_AGREEING else None
 
 
-def _closes(loop: Float, centroid: Float) -> bool:
+def closes(loop: Float, centroid: Float) -> bool:
     """Whether a way round a triangle comes back to where it started."""
     if np.linalg.det(loop[:2, :2]) < 0 or abs(np.degrees(_angle(loop))) > LOOP_DEG:
         return False

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from histomri.core import Grid, Image
 from histomri.kernels.interpolate import warp_2d
 from histomri.registration.bending import TO_VOLUME, Goal, Plan, bend_plane, masked_pyramid
+from histomri.registration.by_hand import MriGuides, is_locked, reach_mm
 from histomri.registration.channels import make_channels, match_contrast
 from histomri.registration.depth import depth_correction, section_depths
 from histomri.registration.linear import fit_linear
@@ -53,6 +54,7 @@ class Refinement:
     max_gap_mm: float = 3.0
     max_scale_change: float = 0.25
     hold_blockface: bool = True
+    hold_pose: bool = False
     bending: Plan = TO_VOLUME
 
 
@@ -73,6 +75,7 @@ class SliceToVolume:
         block_to_mri: Float,
         mri: tuple[Image, Image],
         settings: Refinement,
+        guides: Mapping[str, MriGuides] | None = None,
     ):
         self.pixels = {k: p for k, p in pixels.items() if k in placements and placements[k].is_placed}
         self.placements = dict(placements)
@@ -86,6 +89,8 @@ class SliceToVolume:
         self.order = sorted(self.pixels, key=lambda k: (placements[k].position_mm, k))
         self.first = {k: placements[k].affine for k in self.order}
         self.large = _large(self.pixels)
+        self.guides = {k: g for k, g in (guides or {}).items() if k in self.pixels}
+        self.near_mm = {k: reach_mm(self.pixels[k].mask, self._missed_mm(placements[k])) for k in self.guides}
         self.plane = plane_grid(block_grid(self.pixels, {k: placements[k] for k in self.order}, settings.spacing_mm, margin=8))
 
     def run(self, progress: Callable[[str], None] = lambda _: None) -> None:
@@ -180,7 +185,9 @@ class SliceToVolume:
         return self._scored(dataclasses.replace(old, affine=Affine(matrix, old.affine.from_space, old.affine.to_space)), after)
 
     def _is_held(self, placement: Placement) -> bool:
-        """A section that lies well on its own photograph knows its place better than the coarser MRI does."""
+        """A section that lies well on its own photograph knows its place better than the coarser MRI does; a locked one stays."""
+        if is_locked(placement):
+            return True
         return self.settings.hold_blockface and placement.quality.get("source") == "blockface" and placement.confidence >= SURE
 
     def _score_on(self, target: Channels, key: str) -> float:
@@ -198,8 +205,16 @@ class SliceToVolume:
         assert first is not None
         change = np.linalg.svd(matrix[:2, :2] @ np.linalg.inv(first.linear), compute_uv=False)
         limit = 1 + self.settings.max_scale_change
+        is_near = self._is_near(dataclasses.replace(self.placements[key], affine=Affine(matrix), field=None))
         same_face = np.linalg.det(matrix[:2, :2]) * np.linalg.det(first.linear) > 0
-        return bool(same_face and (change < limit).all() and (change > 1 / limit).all())
+        return bool(is_near and same_face and (change < limit).all() and (change > 1 / limit).all())
+
+    def _missed_mm(self, placement: Placement) -> float:
+        return self.guides[placement.section].missed_mm(placement.block_to_section, self.block_to_mri)
+
+    def _is_near(self, placement: Placement) -> bool:
+        """Whether a section lies near the points that a person gave for it, if any."""
+        return placement.section not in self.guides or self._missed_mm(placement) <= self.near_mm[placement.section]
 
     def _scored(self, placement: Placement, score: float) -> Placement:
         return dataclasses.replace(placement, quality={**placement.quality, "score": round(score, 5)})
@@ -221,10 +236,15 @@ class SliceToVolume:
         after = structure_score(target, moving, np.eye(3), field_pixels(field, self.plane))
         if after <= before:
             return dataclasses.replace(old, quality={**old.quality, "deformable": "left out: no better"})
-        return dataclasses.replace(old, field=field, quality={**old.quality, "deformable": "yes"})
+        bent = dataclasses.replace(old, field=field, quality={**old.quality, "deformable": "yes"})
+        if not self._is_near(bent):
+            return dataclasses.replace(old, quality={**old.quality, "deformable": "left out: away from its guides"})
+        return bent
 
     def update_pose(self) -> None:
         """The block's pose again, from the sections as they now lie; kept only where the structure score rises."""
+        if self.settings.hold_pose:
+            return
         voxel = self.settings.volume_mm
         current = {k: self.placements[k] for k in self.order}
         grid = block_grid(self.pixels, current, voxel)
@@ -239,6 +259,8 @@ class SliceToVolume:
 
         Kept only where the mean structure score of the sections asked rises.
         """
+        if self.settings.hold_pose:
+            return
         asked = [k for k in self.order if k in self.large and not self.placements[k].is_doubtful]
         asked = asked[:: max(1, len(asked) // DEPTH_SECTIONS)]
         step = max(2 * self.settings.spacing_mm, float(self.mri_grid.spacing_mm.max()))

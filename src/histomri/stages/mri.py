@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from histomri.registration.pose import PoseCandidate, PoseResult
+    from histomri.io.sections import SectionManifest
+    from histomri.io.sheets import SectionGuide
+    from histomri.registration.by_hand import MriGuides
+    from histomri.registration.pose import PoseCandidate, PoseResult, Scaled
     from histomri.registration.slice_to_volume import Refinement
     from histomri.registration.volume import SectionPixels
     from histomri.transforms.placement import Placement, Placements
@@ -51,16 +54,24 @@ def find_pose(
     placements_in: Path,
     pose: Path,
     settings: MriSettings,
+    guides: Sequence[SectionGuide] = (),
 ) -> None:
     """The block's pose in its MRI with no initial guess; ``pose`` gets it with its confidence and the other candidates.
+
+    Where a person gave a pose, by a lock, the block's file or ``guides``, that one is refined instead, or kept for a lock.
 
     Raises ``RegistrationError`` when there is no pose that is anatomically possible, or none sure enough for ``min_confidence``;
     the candidates are then in ``pose_refused.json`` beside ``pose``, because Snakemake removes what a failed job was to make.
     """
     from histomri.io.atomic import write_json
     from histomri.io.placements import read_placements
+    from histomri.stages.by_hand import given_pose, mri_guides
 
     placements = read_placements(placements_in)
+    given = given_pose(block, placements, mri_guides(guides, read_manifests_of(manifests, guides)))
+    if given is not None:
+        write_json(pose, _given_record(sections, manifests, block, placements, given, settings))
+        return
     found = _search_poses(sections, manifests, block, placements, settings)
     if not found:
         raise RegistrationError(
@@ -79,6 +90,52 @@ def find_pose(
     write_json(pose, record)
 
 
+def read_manifests_of(manifests: Mapping[str, Path], guides: Sequence[SectionGuide]) -> dict[str, SectionManifest]:
+    """The manifests of the guided sections that hold tissue."""
+    from histomri.io.sections import read_manifest
+
+    read = {k: read_manifest(manifests[k]) for k in dict.fromkeys(g.section for g in guides) if k in manifests}
+    return {k: m for k, m in read.items() if m.is_usable and m.tissue_area_mm2 > 0}
+
+
+def _given_record(
+    sections: Sequence[Section],
+    manifests: Mapping[str, Path],
+    block: Block,
+    placements: Placements,
+    given: tuple[NDArray[np.float64], str],
+    settings: MriSettings,
+) -> dict[str, Any]:
+    """A pose that a person gave, refined while it stays the same pose; a locked one as it is."""
+    from histomri.registration.by_hand import LOCKED
+    from histomri.registration.pose import refine_given
+
+    start, how = given
+    voxel_mm, hypotheses, pixels, mri = _pose_inputs(sections, manifests, block, placements, settings)
+    stack = _reconstructed(pixels, hypotheses["neighbours"][0], voxel_mm, gap_mm(placements, settings))
+    result = refine_given(stack, mri, start, keep=how == LOCKED)
+    _say(f"pose given by {how}: quality {result.best.quality:.3f}")
+    return {**_pose_record(block, result), "sections_as": "neighbours", "given_by": how}
+
+
+def _pose_inputs(
+    sections: Sequence[Section], manifests: Mapping[str, Path], block: Block, placements: Placements, settings: MriSettings
+) -> tuple[float, dict[str, tuple[Mapping[str, Placement], float]], dict[str, SectionPixels], Scaled]:
+    """The voxel of the pose in mm, the ways in which the sections may lie, their pixels, and the MRI."""
+    from histomri.registration.pose import Scaled
+
+    size = tissue_size_mm(sections, manifests)
+    voxel_mm = size / settings.volume_px
+    return voxel_mm, *_hypotheses(sections, manifests, placements, size / settings.work_px), Scaled(*load_mri(block, voxel_mm))
+
+
+def _reconstructed(pixels: Mapping[str, SectionPixels], placed: Mapping[str, Placement], voxel_mm: float, gap: float) -> Scaled:
+    from histomri.registration.pose import Scaled
+    from histomri.registration.volume import block_grid, reconstruct
+
+    return Scaled(*reconstruct(pixels, placed, block_grid(pixels, placed, voxel_mm), gap))
+
+
 def _search_poses(
     sections: Sequence[Section],
     manifests: Mapping[str, Path],
@@ -87,19 +144,13 @@ def _search_poses(
     settings: MriSettings,
 ) -> dict[str, PoseResult]:
     """The best pose of the stack as its neighbours place it and, where many are in doubt, of the sections as they are mounted."""
-    from histomri.registration.pose import Scaled
     from histomri.registration.pose import find_pose as search
-    from histomri.registration.volume import block_grid, reconstruct
 
-    size = tissue_size_mm(sections, manifests)
-    voxel_mm = size / settings.volume_px
-    hypotheses, pixels = _hypotheses(sections, manifests, placements, size / settings.work_px)
-    mri = Scaled(*load_mri(block, voxel_mm))
+    voxel_mm, hypotheses, pixels, mri = _pose_inputs(sections, manifests, block, placements, settings)
     hands = {"no": (False,), "yes": (True,), "auto": (False, True)}[block.mirror]
     results: dict[str, PoseResult] = {}
     for name, (placed, weight) in hypotheses.items():
-        grid = block_grid(pixels, placed, voxel_mm)
-        stack = Scaled(*reconstruct(pixels, placed, grid, gap_mm(placements, settings)))
+        stack = _reconstructed(pixels, placed, voxel_mm, gap_mm(placements, settings))
         try:
             found = search(stack, mri, hands, settings.rotations, settings.candidates, progress=_say)
         except RegistrationError as error:
@@ -271,8 +322,12 @@ def refine(
     pose: Path,
     placements_out: Path,
     settings: MriSettings,
+    guides: Sequence[SectionGuide] = (),
 ) -> None:
-    """Sections to their MRI planes and to each other, and the pose again, in turns; the refined placements of the block."""
+    """Sections to their MRI planes and to each other, and the pose again, in turns; the refined placements of the block.
+
+    Sections with ``guides`` to the MRI start from these and stay near them.
+    """
     import json
 
     import numpy as np
@@ -280,6 +335,7 @@ def refine(
     from histomri.io.placements import read_placements, write_placements
     from histomri.registration.bending import TO_VOLUME
     from histomri.registration.slice_to_volume import Refinement, SliceToVolume
+    from histomri.stages.by_hand import mri_guides
 
     placements = read_placements(placements_in)
     found = json.loads(Path(pose).read_text(encoding="utf-8"))
@@ -292,6 +348,7 @@ def refine(
         spacing_mm=spacing,
         volume_mm=size / settings.volume_px,
         bending=TO_VOLUME.with_stiffness(settings.stiffness),
+        hold_pose=placements.mri_to_block is not None,
     )
     pixels = load_pixels(sections, manifests, placements, spacing)
     start = np.linalg.inv(np.array(found["mri_to_block"]))
@@ -300,12 +357,20 @@ def refine(
     pixels |= unsure
     if found["sections_as"] == "mounted":
         placements = dataclasses.replace(placements, sections={**placements.sections, **as_mounted(placements, pixels)})
-    elif unsure:
+    points = mri_guides(guides, read_manifests_of(manifests, guides))
+    placements = _with_guides(sections, placements, pixels, points, mri, start, plan)
+    if unsure and found["sections_as"] != "mounted":
         placements, start = _rescue(sections, placements, pixels, mri, start, plan)
-    work = SliceToVolume(pixels, placements.sections, start, mri, plan)
+        # the pose has become better
+        placements = _with_guides(sections, placements, pixels, points, mri, start, plan)
+    work = SliceToVolume(pixels, placements.sections, start, mri, plan, points)
     work.run(progress=_say)
     quality = {**placements.quality, "pose_confidence": found["confidence"], "mean_score": round(work.mean_score(), 5)}
-    write_placements(placements_out, work.result(block.id, quality))
+    result = work.result(block.id, quality)
+    if plan.hold_pose:
+        # to the last bit, which two inversions lose
+        result = dataclasses.replace(result, mri_to_block=placements.mri_to_block)
+    write_placements(placements_out, result)
 
 
 def _doubtful_pixels(
@@ -328,6 +393,33 @@ def _doubtful_pixels(
     return out
 
 
+def _with_guides(
+    sections: Sequence[Section],
+    placements: Placements,
+    pixels: Mapping[str, SectionPixels],
+    guides: Mapping[str, MriGuides],
+    mri: tuple[Image, Image],
+    block_to_mri: NDArray[np.float64],
+    plan: Refinement,
+) -> Placements:
+    """The placements with the guided sections where their points in the MRI put them."""
+    from histomri.registration.by_hand import place_guided
+    from histomri.registration.rescue import MriPlanes
+
+    if not guides:
+        return placements
+    planes = MriPlanes(mri, search_mm=2.5 * plan.spacing_mm, fine_mm=plan.spacing_mm)
+    changed = place_guided(placements.sections, pixels, guides, _faces(sections), planes, block_to_mri, placements.block)
+    for key, placement in changed.items():
+        _say(f"{key}: {placement.flags[-1]}")
+    return dataclasses.replace(placements, sections={**placements.sections, **changed})
+
+
+def _faces(sections: Sequence[Section]) -> dict[str, tuple[bool, ...]]:
+    """Whether each section may lie face up (False) or face down (True), as the sheet says."""
+    return {s.id: {"auto": (False, True), "none": (False,)}.get(s.flip, (True,)) for s in sections}
+
+
 def _rescue(
     sections: Sequence[Section],
     placements: Placements,
@@ -342,7 +434,7 @@ def _rescue(
     from histomri.registration.rescue import MriPlanes, rescue
     from histomri.registration.slice_to_volume import SliceToVolume
 
-    faces = {s.id: {"auto": (False, True), "none": (False,)}.get(s.flip, (True,)) for s in sections}
+    faces = _faces(sections)
     planes = MriPlanes(mri, search_mm=2.5 * plan.spacing_mm, fine_mm=plan.spacing_mm)
     for turn in range(RESCUE_TURNS):
         plane_at = partial(planes.at, block_to_mri=block_to_mri)

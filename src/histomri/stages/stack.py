@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from histomri.core import Section, Stack
 
 if TYPE_CHECKING:
+    from histomri.io.sheets import SectionGuide
     from histomri.registration.pair import Prepared
     from histomri.registration.section_graph import Edge, StackSolution
     from histomri.transforms.placement import Placement
@@ -117,30 +120,43 @@ def solve(
     placements: Path,
     settings: StackSettings,
     blockface_placements: Path | None = None,
+    guides: Sequence[SectionGuide] = (),
 ) -> None:
-    """Place all sections of a block at once from all measured pairs, and from blockface where there is one."""
+    """Place all sections of a block at once from all measured pairs, from blockface where there is one, and from what is given
+    by hand: ``guides`` to other sections, and the sections' rough transforms and locks.
+    """
     from histomri.io.placements import read_placements, write_placements
     from histomri.io.sections import read_manifest, registration_image
+    from histomri.registration.by_hand import solve_with_given
     from histomri.registration.section_graph import solve_stack
+    from histomri.stages.by_hand import given_edges, given_pairs, locked_places, marked
 
     read = {s.id: read_manifest(manifests[s.id]) for s in sections if s.is_used and s.id in manifests}
     usable = {i: m for i, m in read.items() if m.is_usable and m.tissue_area_mm2 > 0}
     known = read_placements(blockface_placements).placed if blockface_placements else {}
-    anchors = {i: p for i, p in known.items() if i in usable and p.confidence >= 0.5}
+    locked, pose = locked_places([s for s in sections if s.id in usable])
     size = typical_size_mm([m.tissue_area_mm2 for m in usable.values()]) if usable else 1.0
-    centroids = {i: _centroid(registration_image(m, size / settings.search_px)[1]) for i, m in usable.items()}
+    masks = {i: registration_image(m, size / settings.search_px)[1] for i, m in usable.items()}
+    centroids = {i: _centroid(mask) for i, mask in masks.items()}
+    given = given_pairs(sections, usable, masks, guides)
+    free = set(usable) - {g.moving for g in given}
+    anchors = {i: p for i, p in known.items() if i in free and p.confidence >= 0.5} | locked
     declared = {s.id: None if s.flip == "auto" else s.flip == "horizontal" for s in sections}
     measured = [e for path in edges for e in _read_edges(path) if e.fixed in usable and e.moving in usable]
-    solution = solve_stack(
-        measured,
-        {i: (centroids[i], declared[i]) for i in usable},
-        _spacing_mm([s.position_mm for s in sections if s.id in usable]),
-        {i: p.affine.matrix for i, p in anchors.items() if p.affine is not None},
-        settings.alpha,
+    nodes = {i: (centroids[i], declared[i]) for i in usable}
+    solve_all = partial(
+        solve_stack,
+        sections=nodes,
+        spacing_mm=_spacing_mm([s.position_mm for s in sections if s.id in usable]),
+        fixed={i: p.affine.matrix for i, p in anchors.items() if p.affine is not None},
+        alpha=settings.alpha,
     )
+    edges_by_hand = given_edges(given, sections, _prepare(manifests, {i for g in given for i in (g.fixed, g.moving)}, settings))
+    solution = solve_with_given(measured, edges_by_hand, nodes, solve_all)
     areas = {i: m.tissue_area_mm2 for i, m in usable.items()}
     out = {s.id: _placement(s, solution, measured, anchors, areas, settings) for s in sections}
-    write_placements(placements, _as_placements(sections, out, solution))
+    record = _as_placements(sections, marked(out, given), solution)
+    write_placements(placements, dataclasses.replace(record, mri_to_block=pose))
 
 
 def _centroid(mask: Any) -> Any:
@@ -176,8 +192,6 @@ def _placement(
     settings: StackSettings,
 ) -> Placement:
     """One section's placement: from its photograph, from the joint solve, or as a flagged guess from its best neighbour."""
-    import dataclasses
-
     from histomri.transforms import Affine
     from histomri.transforms.placement import Placement
 

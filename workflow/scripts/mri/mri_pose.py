@@ -5,7 +5,7 @@ from pathlib import Path
 from histomri.stages.adapter import files_of, job
 
 with job(snakemake):
-    from histomri.io.sheets import block_from_dict, section_from_dict
+    from histomri.io.sheets import block_from_dict, guide_from_dict, section_from_dict
     from histomri.stages.mri import MriSettings, find_pose
 
     find_pose(
@@ -15,4 +15,5 @@ with job(snakemake):
         Path(snakemake.input.placements),
         Path(snakemake.output.pose),
         MriSettings(**snakemake.params.settings),
+        tuple(map(guide_from_dict, snakemake.params.guides)),
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 from histomri.stages.adapter import files_of, job
 
 with job(snakemake):
-    from histomri.io.sheets import block_from_dict, section_from_dict
+    from histomri.io.sheets import block_from_dict, guide_from_dict, section_from_dict
     from histomri.stages.mri import MriSettings, refine
 
     refine(
@@ -16,4 +16,5 @@ with job(snakemake):
         Path(snakemake.input.pose),
         Path(snakemake.output.placements),
         MriSettings(**snakemake.params.settings),
+        tuple(map(guide_from_dict, snakemake.params.guides)),
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 from histomri.stages.adapter import files_of, job
 
 with job(snakemake):
-    from histomri.io.sheets import section_from_dict
+    from histomri.io.sheets import guide_from_dict, section_from_dict
     from histomri.stages.stack import StackSettings, solve
 
     solve(
@@ -15,4 +15,5 @@ with job(snakemake):
         Path(snakemake.output.placements),
         StackSettings(**snakemake.params.settings),
         blockface_placements=Path(snakemake.input.blockface[0]) if snakemake.input.blockface else None,
+        guides=tuple(map(guide_from_dict, snakemake.params.guides)),
     )

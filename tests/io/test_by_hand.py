@@ -1,0 +1,201 @@
+"""What a person gives by hand is checked before anything is computed, and each fault is named with its place and remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from histomri.cli import main
+from histomri.core import Grid, InputError
+from histomri.io.by_hand import read_lock, read_pose, read_rough
+from histomri.io.check import check_study
+from histomri.io.config import load_study
+from histomri.io.placements import read_placements, write_placements
+from histomri.io.sheets import guide_from_dict, guide_to_dict, read_guides
+from histomri.io.transform_files import write_affine
+from histomri.transforms import Affine, DisplacementField
+from histomri.transforms.placement import Placement, Placements
+
+CONFIG = "study: s\nsections: sections.tsv\nblocks: blocks.tsv\noutput: results\npixel_size_mm: 0.05\nguides: guides.tsv\n"
+HEADER = "section\tx\ty\tmri_x\tmri_y\tmri_z\tto_section\tto_x\tto_y\n"
+TO_MRI = "a\t10\t20\t1\t2\t3\t\t\t\na\t200\t150\t9\t2\t3\t\t\t\n"
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """Two sections of 300 x 200 pixels in block b (with an MRI, which is never opened here), one in block c without."""
+    for name in "abc":
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 300, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    write(tmp_path, "sections.tsv", "section\tfile\tblock\tposition_mm\na\ta.png\tb\t0\nb\tb.png\tb\t0.5\nc\tc.png\tc\t0\n")
+    write(tmp_path, "blocks.tsv", "block\tmri\nb\tmri.nii.gz\nc\t\n")
+    write(tmp_path, "config.yaml", CONFIG)
+    write(tmp_path, "guides.tsv", HEADER + TO_MRI)
+    return tmp_path
+
+
+def write(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(text)
+
+
+def refused(study: Path) -> str:
+    with pytest.raises(InputError) as error:
+        load_study(study / "config.yaml")
+    return str(error.value)
+
+
+def test_guides_leave_ras_at_the_door_and_survive_a_rules_params(study: Path) -> None:
+    write(study, "guides.tsv", HEADER + TO_MRI + "b\t1\t2\t\t\t\ta\t3\t4\nb\t9\t9\t\t\t\ta\t5\t6\n")
+    first, _, third, _ = load_study(study / "config.yaml").guides
+    assert (first.section, first.point_px, first.mri_mm) == ("a", (20.0, 10.0), (3.0, -2.0, -1.0))
+    assert (third.to_section, third.to_px, third.mri_mm) == ("a", (4.0, 3.0), None)
+    assert [guide_from_dict(guide_to_dict(g)) for g in read_guides(study / "guides.tsv")] == list(
+        read_guides(study / "guides.tsv")
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "what"),
+    [
+        ("z\t1\t2\t1\t2\t3\t\t\t\nz\t9\t9\t1\t2\t3\t\t\t\n", "there is no section 'z'"),
+        ("a\t1\t2\t\t\t\tz\t1\t1\na\t9\t9\t\t\t\tz\t1\t1\n", "there is no section 'z'"),
+        ("a\t1\t2\t1\t2\t3\t\t\t\n", "one guide to the MRI, at least 2 are needed"),
+        ("a\t1\t2\t1\t2\t3\t\t\t\na\t9\t9\t\t\t\tb\t1\t1\n", "one guide to section b, at least 2"),
+        ("a\t1\t2\t1\t2\t3\t\t\t\na\t1\t2\t1\t2\t4\t\t\t\n", "are at one place"),
+        ("a\t1\t2\t\t\t\ta\t1\t1\na\t9\t9\t\t\t\ta\t1\t1\n", "cannot guide itself"),
+        ("a\t1\t2\t\t\t\tc\t1\t1\na\t9\t9\t\t\t\tc\t1\t1\n", "belongs to another block"),
+        ("c\t1\t2\t1\t2\t3\t\t\t\nc\t9\t9\t1\t2\t3\t\t\t\n", "block 'c' has no MRI"),
+        ("a\t1\t2\t\t\t\t\t\t\na\t9\t9\t1\t2\t3\t\t\t\n", "neither is filled in"),
+        ("a\t1\t2\t1\t2\t3\tb\t1\t1\na\t9\t9\t1\t2\t3\t\t\t\n", "both are filled in"),
+        ("a\t1\t2\t1\t\t3\t\t\t\na\t9\t9\t1\t2\t3\t\t\t\n", "the cell is empty"),
+    ],
+)
+def test_guides_that_cannot_be_used(study: Path, rows: str, what: str) -> None:
+    write(study, "guides.tsv", HEADER + rows)
+    said = refused(study)
+    assert what in said and "guides.tsv, row 2" in said
+
+
+def test_check_finds_points_outside_of_their_slide(study: Path) -> None:
+    write(study, "guides.tsv", HEADER + "a\t10\t20\t\t\t\tb\t3\t4\na\t300\t20\t\t\t\tb\t50\t200\n")
+    said = [str(p) for p in check_study(study / "config.yaml") if "guides.tsv" in p.where]
+    assert len(said) == 2
+    assert "row 3 (section a): x 300, y 20 lies outside" in said[0] and "row 3 (section b): x 50, y 200" in said[1]
+
+
+def with_transform(study: Path, file: str, other: str) -> None:
+    text = (
+        f"section\tfile\tblock\tposition_mm\ttransform\ttransform_from\na\ta.png\tb\t0\t\t\nb\tb.png\tb\t0.5\t{file}\t{other}\n"
+    )
+    write(study, "sections.tsv", text + "c\tc.png\tc\t0\t\t\n")
+
+
+@pytest.mark.parametrize(
+    ("scale", "file", "other", "what"),
+    [
+        (1.0, "t.tfm", "z", "there is no section 'z'"),
+        (1.0, "t.tfm", "c", "another section of block 'b' was expected"),
+        (1.0, "t.tfm", "b", "another section of block 'b' was expected"),
+        (1.0, "t.tfm", "", "go together, this one is empty"),
+        (1.0, "", "a", "go together, this one is empty"),
+        (1.0, "none.tfm", "a", "no such file"),
+        (20.0, "t.tfm", "a", "it scales by 20 to 20"),
+        (1.0, "a.png", "a", "cannot be read as an ITK transform"),
+    ],
+)
+def test_rough_transforms_that_cannot_be_used(study: Path, scale: float, file: str, other: str, what: str) -> None:
+    write_affine(study / "t.tfm", Affine(np.diag([scale, scale, 1.0])))
+    with_transform(study, file, other)
+    said = refused(study)
+    assert what in said and "section b, column transform" in said
+
+
+def test_a_rough_transform_is_read_as_register_writes_it(study: Path) -> None:
+    matrix = np.array([[0.0, 1.0, 4.0], [-1.0, 0.0, 7.0], [0, 0, 1]])
+    write_affine(study / "t.tfm", Affine(matrix))
+    np.testing.assert_allclose(read_rough(study / "t.tfm").map(np.array([1.0, 2.0])), Affine(matrix).map([1.0, 2.0]), atol=1e-12)
+    with pytest.raises(InputError, match="a 2D transform was expected"):
+        write_affine(study / "three.tfm", Affine(np.eye(4)))
+        read_rough(study / "three.tfm")
+
+
+@pytest.mark.parametrize(
+    ("pose", "mirror", "what"),
+    [
+        (np.eye(3), "no", "a 3D affine was expected"),
+        (np.diag([9.0, 9, 9, 1]), "no", "it scales by 9 to 9"),
+        (np.diag([1.0, 1, -1, 1]), "no", "it makes the block a mirror image of its MRI"),
+        (np.eye(4), "yes", "it makes the block no mirror image"),
+    ],
+)
+def test_poses_that_cannot_be_used(study: Path, pose: np.ndarray, mirror: str, what: str) -> None:
+    write_affine(study / "pose.tfm", Affine(pose))
+    write(study, "blocks.tsv", f"block\tmri\tmirror\tpose\nb\tmri.nii.gz\t{mirror}\tpose.tfm\nc\t\t\t\n")
+    said = refused(study)
+    assert what in said and "block b, column pose" in said
+
+
+def test_a_pose_is_read_and_one_without_an_mri_refused(study: Path) -> None:
+    matrix = np.eye(4)
+    matrix[:3, 3] = [1.0, 2.0, 3.0]
+    write_affine(study / "pose.tfm", Affine(matrix))
+    write(study, "blocks.tsv", "block\tmri\tpose\nb\tmri.nii.gz\tpose.tfm\nc\t\t\n")
+    np.testing.assert_allclose(read_pose(load_study(study / "config.yaml").block("b")).matrix, matrix, atol=1e-12)
+    write(study, "blocks.tsv", "block\tmri\tpose\nb\tmri.nii.gz\t\nc\t\tpose.tfm\n")
+    assert "a pose is given without an MRI" in refused(study)
+
+
+FIELD = np.random.default_rng(0).normal(size=(4, 5, 2)).astype(np.float32)
+
+
+def results(study: Path) -> Placements:
+    """Placements of block b as its stage mri leaves them: a is placed, b is not."""
+    field = DisplacementField(Grid((4, 5), 1.0), FIELD, "block:b", "block:b")
+    affine = Affine(np.array([[0.1, 0.9, 1 / 3], [1.0, 0.1, 2.0], [0, 0, 1]]), "block:b", "section:a")
+    pose = Affine(np.diag([1.1, 1.2, 0.9, 1]), "mri", "block:b")
+    found = Placements("b", {"a": Placement("a", 0.0, affine, field), "b": Placement("b", 0.5, None)}, pose)
+    write_placements(study / "results" / "mri" / "b" / "placements.json", found)
+    return found
+
+
+def locked(study: Path, position: str = "0", file: str = "locks/a.json") -> None:
+    text = f"section\tfile\tblock\tposition_mm\tlock\na\ta.png\tb\t{position}\t{file}\nb\tb.png\tb\t0.5\t\nc\tc.png\tc\t0\t\n"
+    write(study, "sections.tsv", text)
+
+
+def test_lock_writes_the_place_of_a_finished_run_to_the_last_bit(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(study, "guides.tsv", HEADER + "b\t1\t2\t\t\t\ta\t3\t4\nb\t9\t9\t\t\t\ta\t5\t6\n")
+    before = results(study)
+    assert main(["lock", str(study / "config.yaml"), "a"]) == 0
+    assert "section a: write into its column lock: locks/a.json" in capsys.readouterr().out
+    locked(study)
+    place, record = read_lock(load_study(study / "config.yaml").section("a"))
+    np.testing.assert_array_equal(place.affine.matrix, before.sections["a"].affine.matrix)
+    np.testing.assert_array_equal(place.field.values, FIELD)
+    np.testing.assert_array_equal(record.mri_to_block.matrix, before.mri_to_block.matrix)
+    assert set(read_placements(study / "locks" / "a.json").sections) == {"a"}
+
+
+def test_locks_that_cannot_be_written_or_used(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(study / "config.yaml")
+    assert main(["lock", config, "a"]) == 2
+    results(study)
+    assert main(["lock", config, "z"]) == 2
+    assert "there is no section 'z'" in capsys.readouterr().err
+    assert main(["lock", config, "b"]) == 2
+    assert "no place that could be kept" in capsys.readouterr().err
+    assert main(["lock", config, "a"]) == 0
+    locked(study)
+    assert "it is locked and has guides too" in refused(study)
+    write(study, "guides.tsv", HEADER + "b\t1\t2\t\t\t\ta\t3\t4\nb\t9\t9\t\t\t\ta\t5\t6\n")
+    locked(study, position="0.25")
+    assert "the sheet has it in b at 0.25 mm" in refused(study)
+    locked(study, file="locks/none.json")
+    assert "section a, column lock" in refused(study)
+    (study / "locks" / "b.json").write_bytes((study / "locks" / "a.json").read_bytes())
+    (study / "locks" / "b.fields.npy").write_bytes((study / "locks" / "a.fields.npy").read_bytes())
+    text = "section\tfile\tblock\tposition_mm\tlock\na\ta.png\tb\t0\t\nb\tb.png\tb\t0.5\tlocks/b.json\nc\tc.png\tc\t0\t\n"
+    write(study, "sections.tsv", text)
+    assert "the place of b was expected, it holds a" in refused(study)

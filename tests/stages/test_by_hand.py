@@ -1,0 +1,179 @@
+"""From the sheets to placements: guides, rough transforms and locks decide where their sections lie, and say so."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as Picture
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "registration"))
+from synthetic import Tissue, apart, centred, moved, rigid
+
+from histomri.core import Block, InputError, Section
+from histomri.io.placements import read_placements, write_placements
+from histomri.io.sheets import SectionGuide
+from histomri.io.transform_files import write_affine
+from histomri.registration.by_hand import MriGuides
+from histomri.stages.by_hand import given_pose, locked_places
+from histomri.stages.ingest import IngestSettings, ingest_section
+from histomri.stages.stack import StackSettings, measure_edges, plan_pairs, solve
+from histomri.transforms import Affine
+from histomri.transforms.placement import Placement, Placements
+
+PIXEL_MM = 0.08
+N = 160
+SETTINGS = StackSettings(search_px=36, fine_px=80, reach=3)
+TRUTH = {"s0": rigid(0), "s1": rigid(75, False, (0.5, 0.2)), "s2": rigid(250, True, (0.2, -0.3)), "s3": rigid(310)}
+POINTS = np.array([[2.0, -1.0], [-1.5, 2.5], [0.5, 3.0]])
+
+
+def _in_slide(block_to_section: np.ndarray) -> np.ndarray:
+    """The same in ``section:`` mm, whose origin is the centre of the top left pixel."""
+    shift = np.eye(3)
+    shift[:2, 2] = (N - 1) / 2 * PIXEL_MM
+    return shift @ block_to_section
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Section], dict[str, Path]]:
+    """Four slides; s2 shows foreign tissue whose outline leads the search to another face and angle than the truth's."""
+    folder = tmp_path_factory.mktemp("by_hand")
+    sections = [Section(f"s{i}", folder / f"s{i}.png", 0.5 * i) for i in range(4)]
+    manifests = {s.id: folder / "ingest" / s.id / "manifest.json" for s in sections}
+    for s in sections:
+        tissue, matrix = (Tissue(2, 9), rigid(20)) if s.id == "s2" else (Tissue(2), TRUTH[s.id])
+        image, _ = tissue.image(centred(N, PIXEL_MM), np.linalg.inv(matrix))
+        Picture.fromarray(np.clip(240 - 70 * image.data, 0, 255).astype(np.uint8)).save(s.file)
+        ingest_section(s, folder / "sections" / f"{s.id}.ome.zarr", manifests[s.id], IngestSettings(), PIXEL_MM)
+    (batch,) = plan_pairs(sections, SETTINGS.reach, 16)
+    measure_edges(sections, manifests, batch, folder / "edges.json", SETTINGS)
+    return folder, sections, manifests
+
+
+def _solved(study, sections: list[Section], guides: tuple[SectionGuide, ...] = ()) -> Placements:
+    folder, _, manifests = study
+    solve(sections, manifests, [folder / "edges.json"], folder / "out.json", SETTINGS, guides=guides)
+    return read_placements(folder / "out.json")
+
+
+def _errors(placements: Placements) -> dict[str, float]:
+    found = {n: p.affine.matrix for n, p in placements.placed.items()}
+    gauge = np.linalg.inv(_in_slide(TRUTH["s0"])) @ found["s0"]
+    return {n: apart(np.linalg.inv(m), np.linalg.inv(_in_slide(TRUTH[n]) @ gauge), 3.0) for n, m in found.items()}
+
+
+def _px(name: str) -> np.ndarray:
+    return moved(_in_slide(TRUTH[name]), POINTS) / PIXEL_MM
+
+
+def _guides() -> tuple[SectionGuide, ...]:
+    pairs = zip(_px("s2"), _px("s1"), strict=True)
+    return tuple(SectionGuide("s2", tuple(here), None, "s1", tuple(there)) for here, there in pairs)
+
+
+def test_without_help_the_foreign_section_lies_wrong(study) -> None:
+    placements = _solved(study, study[1])
+    assert _errors(placements).get("s2", 99.0) > 2
+    assert max(v for n, v in _errors(placements).items() if n != "s2") < 0.1
+
+
+def test_three_points_bring_it_right_and_leave_the_others_alone(study) -> None:
+    before, placements = _solved(study, study[1]), _solved(study, study[1], _guides())
+    errors = _errors(placements)
+    assert errors["s2"] < 0.3
+    assert max(v for n, v in errors.items() if n != "s2") < 0.1
+    assert placements.sections["s2"].is_mirrored
+    assert placements.sections["s2"].flags == ("placed by hand, by 3 guides to section s1",)
+    assert placements.sections["s2"].confidence == 1
+    assert not any("by hand" in f for n in ("s0", "s1", "s3") for f in placements.sections[n].flags)
+    assert not any("by hand" in f for p in before.sections.values() for f in p.flags)
+
+
+def test_a_rough_transform_does_the_same(study) -> None:
+    rough = TRUTH["s2"] @ rigid(3, False, (0.2, 0.1)) @ np.linalg.inv(TRUTH["s1"])
+    write_affine(study[0] / "rough.tfm", Affine(_in_slide(rough) @ np.linalg.inv(_in_slide(np.eye(3)))))
+    changed = [
+        dataclasses.replace(s, transform=study[0] / "rough.tfm", transform_from="s1") if s.id == "s2" else s for s in study[1]
+    ]
+    placements = _solved(study, changed)
+    # its own 0.27 mm, and as far as foreign tissue may lead it away
+    assert _errors(placements)["s2"] < 0.27 + 0.02 * 10 + 0.1
+    assert placements.sections["s2"].flags == ("placed by hand, by a transform from section s1",)
+
+
+def test_a_point_outside_of_its_section_stops_the_stage(study) -> None:
+    outside = dataclasses.replace(_guides()[0], point_px=(10.0, 160.0))
+    with pytest.raises(InputError, match=r"x 160, y 10 lies outside of section s2, which has 160 x 160"):
+        _solved(study, study[1], (outside, *_guides()[1:]))
+
+
+def test_a_locked_section_keeps_its_place_and_the_block_its_pose(study) -> None:
+    folder = study[0]
+    place = Placement("s2", 1.0, Affine(_in_slide(TRUTH["s2"]) @ rigid(33), "block:block", "section:s2"), flags=("odd",))
+    pose = Affine(np.diag([1.1, 1.2, 1.3, 1.0]), "mri", "block:block")
+    write_placements(folder / "lock.json", Placements("block", {"s2": place}, pose))
+    locked = [dataclasses.replace(s, lock=folder / "lock.json") if s.id == "s2" else s for s in study[1]]
+    placements = _solved(study, locked)
+    np.testing.assert_array_equal(placements.sections["s2"].affine.matrix, place.affine.matrix)
+    assert placements.sections["s2"].flags == ("odd", "placed by hand, by a lock")
+    np.testing.assert_array_equal(placements.mri_to_block.matrix, pose.matrix)
+    found, how = given_pose(Block("block"), placements, {})
+    np.testing.assert_allclose(found, np.linalg.inv(pose.matrix))
+    assert how == "a lock"
+
+
+def test_locks_of_two_runs_do_not_go_together(study) -> None:
+    folder = study[0]
+    for name, scale in (("s1", 1.1), ("s2", 1.2)):
+        place = Placement(name, 0.5 * int(name[1]), Affine(np.eye(3)))
+        pose = Affine(np.diag([scale, 1.0, 1.0, 1.0]), "mri", "block:block")
+        write_placements(folder / f"{name}.json", Placements("block", {name: place}, pose))
+    sections = [dataclasses.replace(s, lock=folder / f"{s.id}.json") for s in study[1] if s.id in ("s1", "s2")]
+    with pytest.raises(InputError, match="another pose in the lock of s2 than in that of s1"):
+        locked_places(sections)
+
+
+def _stack() -> Placements:
+    places = {n: Placement(n, 2.0 * i, Affine(m, "block:block", f"section:{n}")) for i, (n, m) in enumerate(TRUTH.items())}
+    return Placements("block", places)
+
+
+def _seen(names: tuple[str, ...], pose: np.ndarray, points: np.ndarray = POINTS) -> dict[str, MriGuides]:
+    """Guides of sections as a block at ``pose`` (block to MRI) would show them."""
+    stack, out = _stack(), {}
+    for name in names:
+        here = np.concatenate([np.full((len(points), 1), stack.sections[name].position_mm), points], axis=1)
+        out[name] = MriGuides(moved(TRUTH[name], points), moved(pose, here))
+    return out
+
+
+def _pose() -> np.ndarray:
+    pose = np.eye(4)
+    turn = np.linalg.qr(np.random.default_rng(5).normal(size=(3, 3)))[0]
+    pose[:3, :3] = 1.1 * turn * np.sign(np.linalg.det(turn))
+    pose[:3, 3] = [5.0, -8.0, 3.0]
+    return pose
+
+
+def test_guides_in_two_sections_give_the_pose_exactly() -> None:
+    found, how = given_pose(Block("block"), _stack(), _seen(("s0", "s3"), _pose()))
+    np.testing.assert_allclose(found, _pose(), atol=1e-9)
+    assert how == "6 guides in 2 sections"
+
+
+def test_guides_of_one_section_on_a_line_or_that_do_not_fit_leave_the_pose_to_the_search() -> None:
+    pose, block = _pose(), Block("block")
+    assert given_pose(block, _stack(), _seen(("s0",), pose)) is None
+    flat = {k: MriGuides(v.section_mm[:1], v.mri_mm[:1]) for k, v in _seen(("s0", "s1", "s3"), pose).items()}
+    assert given_pose(block, _stack(), flat) is None
+    # s2 is guided because the stack has it wrong: its points contradict those of the others
+    wrong = _seen(("s0", "s2"), pose)
+    wrong["s2"] = MriGuides(moved(rigid(150, True, (3.0, 2.0)), wrong["s2"].section_mm), wrong["s2"].mri_mm)
+    assert given_pose(block, _stack(), wrong) is None
+    mirrored = pose @ np.diag([1.0, 1.0, -1.0, 1.0])
+    assert given_pose(block, _stack(), _seen(("s0", "s3"), mirrored)) is None
+    assert given_pose(Block("block", mirror="yes"), _stack(), _seen(("s0", "s3"), mirrored)) is not None
