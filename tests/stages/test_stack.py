@@ -154,3 +154,12 @@ def test_declared_faces_are_not_searched_again(fixed: str, moving: str, faces: t
 
 def test_one_huge_section_does_not_set_the_scale() -> None:
     assert typical_size_mm([100.0, 110.0, 90.0, 1e6]) < 20
+
+
+def test_remarks_on_the_order_become_flags(study) -> None:
+    folder, sections, manifests = study
+    (folder / "order.json").write_text(json.dumps({"flags": {"s1": ["in the wrong place"]}, "pairs": 0}))
+    solve(sections, manifests, [folder / "edges.json"], folder / "told.json", SETTINGS, remarks=folder / "order.json")
+    placements = read_placements(folder / "told.json")
+    assert placements.sections["s1"].flags == ("in the wrong place",)
+    assert placements.sections["s0"].flags == ()

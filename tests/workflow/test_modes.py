@@ -42,6 +42,7 @@ def test_no_mode_plans_a_job_too_many_or_too_few(
     expected = Counter(ALWAYS)
     expected["ingest_section"] = USED * len(blocks)
     expected["stack_edges"] = batches() * len(blocks)
+    expected["stack_order"] = len(blocks)
     expected["stack_solve"] = len(blocks)
     # without an MRI the volumes lie on the block's own grid
     expected["resample_volume"] = len(stains) * len(blocks)

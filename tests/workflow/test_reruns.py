@@ -13,8 +13,8 @@ from histomri.core import Stack
 from histomri.io.config import Study, load_study
 from histomri.stages.stack import plan_pairs
 
-AFTER_STACK = {"stack_solve:block", "mri_pose:block", "mri_refine:block", "mri_verify:block", "mri_transforms"}
-AFTER_STACK |= {"evaluate", "report", "provenance"}
+AFTER_STACK = {"stack_order:block", "stack_solve:block", "mri_pose:block", "mri_refine:block", "mri_verify:block"}
+AFTER_STACK |= {"mri_transforms", "evaluate", "report", "provenance"}
 EVALUATION = {"evaluate", "report", "provenance"}
 NOTHING = "Nothing to be done"
 

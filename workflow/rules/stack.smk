@@ -27,11 +27,37 @@ rule stack_edges:
         "../scripts/stack/stack_edges.py"
 
 
+rule stack_order:
+    input:
+        manifests=lambda w: manifests(w.block),
+        edges=lambda w: edges(w.block),
+    output:
+        remarks="stack/{block}/order.json",
+    params:
+        sections=lambda w: rows(w.block),
+        manifest_sections=lambda w: manifest_sections(w.block),
+        settings=only("stack", "search_px", "fine_px", "strays"),
+        code=code("stack", "stack_order"),
+    log:
+        "logs/stack/{block}/order.log",
+    benchmark:
+        "benchmarks/stack/{block}/order.tsv"
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: grown(attempt, 2000, 5, len(manifests(w.block))),
+        runtime=lambda w: 60 + len(manifests(w.block)) + STUDY.stage("stack")["strays"],
+    conda:
+        "../../envs/histomri.yaml"
+    script:
+        "../scripts/stack/stack_order.py"
+
+
 rule stack_solve:
     input:
         manifests=lambda w: manifests(w.block),
         edges=lambda w: edges(w.block),
         blockface=lambda w: blockface_placements(w.block),
+        remarks="stack/{block}/order.json",
         by_hand=lambda w: hand_files(w.block),
     output:
         placements="stack/{block}/placements.json",

@@ -33,6 +33,7 @@ class StackSettings:
     fine_px: int = 150
     min_tissue: float = 0.02
     hint_deg: float = 30.0
+    strays: int = 12
 
 
 def plan_pairs(sections: Sequence[Section], reach: int, batch: int) -> list[list[Pair]]:
@@ -53,7 +54,7 @@ def measure_edges(
     from histomri.io.atomic import write_json
 
     by_id = {s.id: s for s in sections}
-    prepared = _prepare(manifests, {i for pair in pairs for i in pair}, settings)
+    prepared = prepare_sections(manifests, {i for pair in pairs for i in pair}, settings)
     records = []
     for number, (a, b) in enumerate(pairs, 1):
         if a in prepared and b in prepared:
@@ -62,7 +63,10 @@ def measure_edges(
     write_json(edges, {"edges": records})
 
 
-def _prepare(manifests: Mapping[str, Path], ids: set[str], settings: StackSettings) -> dict[str, Prepared]:
+def prepare_sections(
+    manifests: Mapping[str, Path], ids: set[str], settings: StackSettings, only: set[str] | None = None
+) -> dict[str, Prepared]:
+    """Those of the sections that hold tissue, ready to be compared (of ``only`` these, at the pixels that suit them all)."""
     from histomri.io.sections import read_manifest, registration_image
     from histomri.registration.pair import prepare
 
@@ -74,6 +78,8 @@ def _prepare(manifests: Mapping[str, Path], ids: set[str], settings: StackSettin
     fine = size / settings.fine_px
     out = {}
     for i, m in usable.items():
+        if only is not None and i not in only:
+            continue
         image, mask = registration_image(m, fine)
         if mask.data.sum() >= 16:
             out[i] = prepare(image, mask, size / settings.search_px, max(fine, float(image.grid.spacing_mm.max())))
@@ -121,15 +127,17 @@ def solve(
     settings: StackSettings,
     blockface_placements: Path | None = None,
     guides: Sequence[SectionGuide] = (),
+    remarks: Path | None = None,
 ) -> None:
     """Place all sections of a block at once from all measured pairs, from blockface where there is one, and from what is given
-    by hand: ``guides`` to other sections, and the sections' rough transforms and locks.
+    by hand: ``guides`` to other sections, and the sections' rough transforms and locks. ``remarks`` on the order become flags.
     """
     from histomri.io.placements import read_placements, write_placements
     from histomri.io.sections import read_manifest, registration_image
     from histomri.registration.by_hand import solve_with_given
     from histomri.registration.section_graph import solve_stack
     from histomri.stages.by_hand import given_edges, given_pairs, locked_places, marked
+    from histomri.stages.order import read_remarks
 
     read = {s.id: read_manifest(manifests[s.id]) for s in sections if s.is_used and s.id in manifests}
     usable = {i: m for i, m in read.items() if m.is_usable and m.tissue_area_mm2 > 0}
@@ -142,7 +150,7 @@ def solve(
     free = set(usable) - {g.moving for g in given}
     anchors = {i: p for i, p in known.items() if i in free and p.confidence >= 0.5} | locked
     declared = {s.id: None if s.flip == "auto" else s.flip == "horizontal" for s in sections}
-    measured = [e for path in edges for e in _read_edges(path) if e.fixed in usable and e.moving in usable]
+    measured = [e for path in edges for e in read_edges(path) if e.fixed in usable and e.moving in usable]
     nodes = {i: (centroids[i], declared[i]) for i in usable}
     solve_all = partial(
         solve_stack,
@@ -151,11 +159,14 @@ def solve(
         fixed={i: p.affine.matrix for i, p in anchors.items() if p.affine is not None},
         alpha=settings.alpha,
     )
-    edges_by_hand = given_edges(given, sections, _prepare(manifests, {i for g in given for i in (g.fixed, g.moving)}, settings))
+    paired = prepare_sections(manifests, {i for g in given for i in (g.fixed, g.moving)}, settings)
+    edges_by_hand = given_edges(given, sections, paired)
     solution = solve_with_given(measured, edges_by_hand, nodes, solve_all)
     areas = {i: m.tissue_area_mm2 for i, m in usable.items()}
     out = {s.id: _placement(s, solution, measured, anchors, areas, settings) for s in sections}
-    record = _as_placements(sections, marked(out, given), solution)
+    flags = read_remarks(remarks)
+    out = {i: dataclasses.replace(p, flags=(*p.flags, *flags.get(i, ()))) for i, p in marked(out, given).items()}
+    record = _as_placements(sections, out, solution)
     write_placements(placements, dataclasses.replace(record, mri_to_block=pose))
 
 
@@ -171,7 +182,8 @@ def _spacing_mm(positions: list[float]) -> float:
     return gaps[len(gaps) // 2] if gaps else 1.0
 
 
-def _read_edges(path: Path) -> list[Edge]:
+def read_edges(path: Path) -> list[Edge]:
+    """The pairs that :func:`measure_edges` wrote."""
     import numpy as np
 
     from histomri.registration.section_graph import Edge

@@ -15,5 +15,6 @@ with job(snakemake):
         Path(snakemake.output.placements),
         StackSettings(**snakemake.params.settings),
         blockface_placements=Path(snakemake.input.blockface[0]) if snakemake.input.blockface else None,
+        remarks=Path(snakemake.input.remarks),
         guides=tuple(map(guide_from_dict, snakemake.params.guides)),
     )

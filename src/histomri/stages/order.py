@@ -1,0 +1,81 @@
+"""Part of the stage ``stack``: what the images say against the order in the sheet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from histomri.core import Section, Stack
+from histomri.stages.stack import StackSettings, faces_to_try, prepare_sections, read_edges
+
+if TYPE_CHECKING:
+    from histomri.registration.order import Remark
+
+
+def check_order(
+    sections: Sequence[Section], manifests: Mapping[str, Path], edges: Sequence[Path], remarks: Path, settings: StackSettings
+) -> None:
+    """Hold the order in the sheet against the measured pairs, and seek the sections that fit least in other places.
+
+    ``remarks`` is JSON: the texts by section, and how many pairs were measured for it.
+    """
+    from histomri.io.atomic import write_json
+    from histomri.registration.order import LEAST_SECTIONS, Ordered, elsewhere, repeated, swapped
+
+    measured = [e for path in edges for e in read_edges(path)]
+    scores = {pair: e.score for e in measured for pair in ((e.fixed, e.moving), (e.moving, e.fixed))}
+    known = {i for pair in scores for i in pair}
+    used = [s for s in Stack("", tuple(sections)).used if s.id in known]
+    found: list[Remark] = []
+    compare = _Comparison({s.id: s for s in used}, manifests, settings, scores)
+    if len(used) >= LEAST_SECTIONS:
+        stack = Ordered(tuple(s.id for s in used), {s.id: s.stain for s in used}, scores)
+        found = [*swapped(stack), *repeated(stack)]
+        found += elsewhere(stack, settings.strays, compare.alike)
+    out: dict[str, list[str]] = {}
+    for remark in found:
+        out.setdefault(remark.section, []).append(remark.text)
+        print(f"{remark.section}: {remark.text}", flush=True)
+    print(f"{len(used)} sections in order held against {len(measured)} pairs and {compare.count} more", flush=True)
+    write_json(remarks, {"flags": out, "pairs": compare.count})
+
+
+def read_remarks(path: Path | None) -> dict[str, tuple[str, ...]]:
+    """The texts by section of a file that :func:`check_order` wrote."""
+    record = json.loads(path.read_text(encoding="utf-8"))["flags"] if path else {}
+    return {section: tuple(texts) for section, texts in record.items()}
+
+
+KEPT = 64
+
+
+class _Comparison:
+    """Compares sections far apart; what is measured or prepared once is kept."""
+
+    def __init__(
+        self,
+        sections: Mapping[str, Section],
+        manifests: Mapping[str, Path],
+        settings: StackSettings,
+        scores: Mapping[tuple[str, str], float],
+    ):
+        self.sections, self.settings, self.count = sections, settings, 0
+        self.scores = dict(scores)
+        # a section takes megabytes, and a stray meets the same few others again
+        self.prepared = lru_cache(KEPT)(lambda i: prepare_sections(manifests, set(sections), settings, only={i}).get(i))
+
+    def alike(self, a: str, b: str) -> float:
+        """The structure score of a pair, measured now where it was not before; -1 where one of them cannot be read."""
+        from histomri.registration.pair import register_pair
+
+        if (a, b) not in self.scores:
+            first, second = self.prepared(a), self.prepared(b)
+            if first is None or second is None:
+                return -1.0
+            faces = faces_to_try(self.sections[a].flip, self.sections[b].flip)
+            self.count += 1
+            self.scores[a, b] = self.scores[b, a] = register_pair(first, second, mirrors=faces).score
+        return self.scores[a, b]
