@@ -74,6 +74,17 @@ def test_a_section_that_is_in_the_sheet_twice_is_told_on_both_rows() -> None:
     assert not list(repeated(base))
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_a_second_scan_hardly_more_alike_than_neighbours_is_told_by_the_others(seed: int) -> None:
+    """Its likeness alone, 0.8 where neighbours have 0.74, would not do; but all others see the two at one place."""
+    places = sorted([*range(N - 1), 20])
+    base = stack([float(p) for p in places], seed)
+    twice = {**base.scores, ("s20", "s21"): 0.81, ("s21", "s20"): 0.81}
+    assert {r.section for r in repeated(Ordered(base.ids, base.stains, twice))} == {"s20", "s21"}
+    alone = {**stack(order(), seed).scores, ("s20", "s21"): 0.79, ("s21", "s20"): 0.79}
+    assert not list(repeated(Ordered(base.ids, base.stains, alone)))
+
+
 def test_a_stack_of_nearly_equal_sections_repeats_nothing() -> None:
     base = stack(order())
     alike = {pair: 0.94 + 0.1 * (v - 0.6) for pair, v in base.scores.items()}

@@ -18,7 +18,7 @@ Float = NDArray[np.float64]
 Likeness = Callable[[str, str], float]
 LEAST_SECTIONS = 6
 SWAPPED_Z, SWAPPED_LEAD = 4.0, 0.01
-REPEATED_Z, REPEATED_SCORE = 4.5, 0.85
+REPEATED_Z, REPEATED_LEAST_Z, REPEATED_BOTH_Z, MOST_Z, REPEATED_SCORE = 4.5, 1.5, 3.0, 6.0, 0.8
 LEAST_SPREAD = 0.01
 ELSEWHERE_LEAD = 0.15
 USUAL = 0.75  # of the likeness of neighbours: two sections that are less alike than this are not neighbours
@@ -92,21 +92,33 @@ def swapped(stack: Ordered) -> Iterator[Remark]:
 
 
 def repeated(stack: Ordered) -> Iterator[Remark]:
-    """Pairs so alike, for their distance, that both show one section."""
+    """Sections so alike, for their distance, that both show one section.
+
+    Two neighbours that are one section have the same likeness to all others too (``swapped_lead`` near 0, not below); both pieces
+    of evidence together tell a second scan from two sections that are merely alike.
+    """
+    lead = {pair: swapped_lead(stack, *pair) for pair in stack.neighbours()}
+    level = dict(zip(lead, robust_z(np.array(list(lead.values()))), strict=True))
+    for (a, b), above in _likeness_z(stack).items():
+        both = (above + min(level[a, b], MOST_Z)) / np.sqrt(2) if np.isfinite(level.get((a, b), np.nan)) else 0.0
+        is_one = above > REPEATED_Z or (above > REPEATED_LEAST_Z and both > REPEATED_BOTH_Z)
+        if is_one and stack.alike(a, b) > REPEATED_SCORE:
+            text = "shows the same tissue as section {} (likeness {:.2f}): one section seems to be in the sheet twice"
+            yield Remark(a, text.format(b, stack.alike(a, b)))
+            yield Remark(b, text.format(a, stack.alike(a, b)))
+
+
+def _likeness_z(stack: Ordered) -> dict[tuple[str, str], float]:
+    """How far each measured pair of one stain, in order, lies above the pairs that are as many places apart."""
     places = {i: n for n, i in enumerate(stack.ids)}
     pairs = sorted((a, b) for a, b in stack.scores if places[a] < places[b] and stack.stains[a] == stack.stains[b])
     steps = np.array([places[b] - places[a] for a, b in pairs])
-    scores = np.array([stack.alike(*p) for p in pairs])
+    # likeness near 1 is squeezed together
+    scores = np.arctanh(np.clip([stack.alike(*p) for p in pairs], -0.99, 0.9999))
+    z = np.full(len(pairs), np.nan)
     for step in np.unique(steps):
-        own = np.flatnonzero(steps == step)
-        # likeness near 1 is squeezed together
-        z = robust_z(np.arctanh(np.clip(scores[own], -0.99, 0.9999)))
-        for i, above in zip(own, z, strict=True):
-            if scores[i] > REPEATED_SCORE and above > REPEATED_Z:
-                a, b = pairs[i]
-                text = "shows the same tissue as section {} (likeness {:.2f}): one section seems to be in the sheet twice"
-                yield Remark(a, text.format(b, scores[i]))
-                yield Remark(b, text.format(a, scores[i]))
+        z[steps == step] = robust_z(scores[steps == step])
+    return dict(zip(pairs, z.tolist(), strict=True))
 
 
 def strays(stack: Ordered, most: int) -> list[str]:
