@@ -13,7 +13,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 from synthetic import Tissue, apart, centred
 
 from histomri.core import Grid, Image, RegistrationError
-from histomri.registration.pose import PoseResult, Scaled, at_spacing_3d, different, find_pose, possible, super_fibonacci
+from histomri.registration.pose import (
+    PoseResult,
+    Scaled,
+    at_spacing_3d,
+    different,
+    find_pose,
+    possible,
+    refine_given,
+    super_fibonacci,
+)
 
 ROTATIONS = 300
 
@@ -29,12 +38,16 @@ def _truth(seed: int, mirrored: bool = False) -> np.ndarray:
 
 
 def _found(truth: np.ndarray, hands: tuple[bool, ...] = (False,), symmetric: bool = False) -> PoseResult:
+    return find_pose(*_pair(truth, symmetric), hands, ROTATIONS, keep=2)
+
+
+def _pair(truth: np.ndarray, symmetric: bool = False) -> tuple[Scaled, Scaled]:
     """The block with room along the cutting axis, and its MRI with contrast inverted."""
     tissue = Tissue(3, 7, symmetric)
     shape = np.array([72, 28, 28])
     block = tissue.image(Grid(tuple(shape), np.full(3, 0.42), -(shape - 1) / 2 * 0.42))
     mri = tissue.image(Grid((32, 32, 32), np.full(3, 0.46), truth[:3, 3] - 0.46 * 15.5), np.linalg.inv(truth), inverted=True)
-    return find_pose(Scaled(*block), Scaled(*mri), hands, ROTATIONS, keep=2)
+    return Scaled(*block), Scaled(*mri)
 
 
 @pytest.mark.parametrize("seed", [0])
@@ -62,6 +75,37 @@ def test_a_mirror_image_is_found_only_where_it_is_allowed() -> None:
 
 def test_a_symmetric_specimen_leaves_doubt() -> None:
     assert _found(_truth(3), symmetric=True).confidence < 0.75
+
+
+@pytest.mark.parametrize("turn", [(0, 0, 0), (180, 0, 0), (0, 180, 0), (0, 0, 180)])
+def test_a_given_pose_decides_where_several_fit_alike(turn: tuple[float, float, float]) -> None:
+    """An even ellipsoid lies as well after a half turn about any of its axes; the one that is given is refined and kept."""
+    truth = _truth(3)
+    other = truth.copy()
+    other[:3, :3] = truth[:3, :3] @ Rotation.from_euler("xyz", turn, degrees=True).as_matrix()
+    rough = other.copy()
+    rough[:3, :3] = other[:3, :3] @ Rotation.from_euler("xyz", (4, -3, 5), degrees=True).as_matrix()
+    rough[:3, 3] += [0.3, -0.2, 0.3]
+    stack, mri = _pair(truth, symmetric=True)
+    result = refine_given(stack, mri, rough)
+    assert result.confidence == 1
+    assert not different(result.best.block_to_mri, other, stack.mask)
+    assert result.best.dice > 0.93
+
+
+def test_a_pose_that_is_to_be_kept_is_kept_to_the_last_bit() -> None:
+    rough = _truth(3) + 1e-3
+    rough[3] = [0, 0, 0, 1]
+    result = refine_given(*_pair(_truth(3)), rough, keep=True)
+    np.testing.assert_array_equal(result.best.block_to_mri, rough)
+
+
+def test_a_given_pose_that_is_wrong_is_not_left_for_another() -> None:
+    truth = _truth(0)
+    wrong = truth.copy()
+    wrong[:3, :3] = truth[:3, :3] @ Rotation.from_euler("xyz", (0, 90, 0), degrees=True).as_matrix()
+    stack, mri = _pair(truth)
+    assert not different(refine_given(stack, mri, wrong).best.block_to_mri, wrong, stack.mask)
 
 
 def test_no_tissue_is_an_error_in_words() -> None:

@@ -45,6 +45,7 @@ rule report:
         mri=[f for b in MRI_BLOCKS for f in mri_files(b)],
         volumes=[f"{v}.json" for v in volumes()],
         niftis=[f"{v}.nii.gz" for v in volumes()],
+        poses=[f"mri/{b}/pose.png" for b in MRI_BLOCKS],
         evaluation=["evaluation/metrics.json", "evaluation/sections.tsv", "evaluation/landmarks.tsv"],
     output:
         report="report/index.html",
@@ -56,6 +57,7 @@ rule report:
         blocks=block_rows(),
         block_ids=list(BLOCKS),
         volumes=volume_keys(),
+        mri_blocks=MRI_BLOCKS,
         settings=only("evaluate", "spacing_mm", "max_pixels", "report_pixels", "report_max_mb"),
         code=code("evaluate", "report"),
     log:

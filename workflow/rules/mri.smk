@@ -9,6 +9,7 @@ rule mri_pose:
         by_hand=lambda w: pose_files(w.block),
     output:
         pose="mri/{block}/pose.json",
+        pictures="mri/{block}/pose.png",
     params:
         sections=lambda w: rows(w.block),
         manifest_sections=lambda w: manifest_sections(w.block),

@@ -300,7 +300,7 @@ def _counts(judged: Sequence[_Judged]) -> dict[str, int]:
 def _pose_summary(judged: _Judged) -> dict[str, Any] | None:
     if not judged.pose:
         return None
-    return {"confidence": judged.pose.get("confidence"), "metrics": judged.pose.get("metrics")}
+    return {key: judged.pose.get(key) for key in ("confidence", "metrics", "given_by")}
 
 
 def _cell(value: Any) -> str:

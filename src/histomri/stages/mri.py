@@ -59,9 +59,11 @@ def find_pose(
     """The block's pose in its MRI with no initial guess; ``pose`` gets it with its confidence and the other candidates.
 
     Where a person gave a pose, by a lock, the block's file or ``guides``, that one is refined instead, or kept for a lock.
+    Pictures of the best candidates are beside ``pose`` under its name with ``.png``.
 
     Raises ``RegistrationError`` when there is no pose that is anatomically possible, or none sure enough for ``min_confidence``;
-    the candidates are then in ``pose_refused.json`` beside ``pose``, because Snakemake removes what a failed job was to make.
+    the candidates are then in ``pose_refused.json`` and ``.png`` beside ``pose``, because Snakemake removes what a failed job was
+    to make.
     """
     from histomri.io.atomic import write_json
     from histomri.io.placements import read_placements
@@ -70,24 +72,44 @@ def find_pose(
     placements = read_placements(placements_in)
     given = given_pose(block, placements, mri_guides(guides, read_manifests_of(manifests, guides)))
     if given is not None:
-        write_json(pose, _given_record(sections, manifests, block, placements, given, settings))
+        record, search = _given_record(sections, manifests, block, placements, given, settings)
+        search.draw(pose.with_suffix(".png"))
+        write_json(pose, record)
         return
     found = _search_poses(sections, manifests, block, placements, settings)
     if not found:
         raise RegistrationError(
             f"Block {block.id!r}: no pose in the MRI is anatomically possible; check pixel sizes and positions."
         )
-    chosen = max(found, key=lambda name: (found[name].confidence, name))
-    record = {**_pose_record(block, found[chosen]), "sections_as": chosen}
-    confidence = found[chosen].confidence
+    chosen = max(found, key=lambda name: (found[name].result.confidence, name))
+    record = {**_pose_record(block, found[chosen].result), "sections_as": chosen}
+    confidence = found[chosen].result.confidence
     if confidence < settings.min_confidence:
         refused = pose.with_name("pose_refused.json")
         write_json(refused, record)
+        found[chosen].draw(refused.with_suffix(".png"))
         raise RegistrationError(
             f"Block {block.id!r}: the pose in the MRI has confidence {confidence:.2f}, less than mri.min_confidence = "
-            f"{settings.min_confidence}; see the candidates in {refused}, or lower mri.min_confidence to go on with the best one."
+            f"{settings.min_confidence}; look at the candidates in {refused.with_suffix('.png')}, then give a pose (guides, or "
+            "the column pose of blocks.tsv), or lower mri.min_confidence to go on with the best one."
         )
+    found[chosen].draw(pose.with_suffix(".png"))
     write_json(pose, record)
+
+
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """What was found for one way in which the sections may lie, and the volumes that were compared."""
+
+    result: PoseResult
+    stack: Scaled
+    mri: Scaled
+    voxel_mm: float
+
+    def draw(self, path: Path) -> None:
+        from histomri.stages.pose_pictures import write_pose_pictures
+
+        write_pose_pictures(path, self.stack, self.mri, self.result.candidates, self.voxel_mm)
 
 
 def read_manifests_of(manifests: Mapping[str, Path], guides: Sequence[SectionGuide]) -> dict[str, SectionManifest]:
@@ -105,7 +127,7 @@ def _given_record(
     placements: Placements,
     given: tuple[NDArray[np.float64], str],
     settings: MriSettings,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], _Search]:
     """A pose that a person gave, refined while it stays the same pose; a locked one as it is."""
     from histomri.registration.by_hand import LOCKED
     from histomri.registration.pose import refine_given
@@ -115,7 +137,8 @@ def _given_record(
     stack = _reconstructed(pixels, hypotheses["neighbours"][0], voxel_mm, gap_mm(placements, settings))
     result = refine_given(stack, mri, start, keep=how == LOCKED)
     _say(f"pose given by {how}: quality {result.best.quality:.3f}")
-    return {**_pose_record(block, result), "sections_as": "neighbours", "given_by": how}
+    record = {**_pose_record(block, result), "sections_as": "neighbours", "given_by": how}
+    return record, _Search(result, stack, mri, voxel_mm)
 
 
 def _pose_inputs(
@@ -142,13 +165,13 @@ def _search_poses(
     block: Block,
     placements: Placements,
     settings: MriSettings,
-) -> dict[str, PoseResult]:
+) -> dict[str, _Search]:
     """The best pose of the stack as its neighbours place it and, where many are in doubt, of the sections as they are mounted."""
     from histomri.registration.pose import find_pose as search
 
     voxel_mm, hypotheses, pixels, mri = _pose_inputs(sections, manifests, block, placements, settings)
     hands = {"no": (False,), "yes": (True,), "auto": (False, True)}[block.mirror]
-    results: dict[str, PoseResult] = {}
+    results: dict[str, _Search] = {}
     for name, (placed, weight) in hypotheses.items():
         stack = _reconstructed(pixels, placed, voxel_mm, gap_mm(placements, settings))
         try:
@@ -156,8 +179,9 @@ def _search_poses(
         except RegistrationError as error:
             _say(f"sections as by {name}: {error}")
             continue
-        results[name] = dataclasses.replace(found, confidence=found.confidence * weight)
-        _say(f"sections as by {name}: quality {found.best.quality:.3f}, confidence {results[name].confidence:.2f}")
+        found = dataclasses.replace(found, confidence=found.confidence * weight)
+        results[name] = _Search(found, stack, mri, voxel_mm)
+        _say(f"sections as by {name}: quality {found.best.quality:.3f}, confidence {found.confidence:.2f}")
     return results
 
 

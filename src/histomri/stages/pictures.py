@@ -18,6 +18,11 @@ def outline(rgb: Rgb, mask: Mask, colour: tuple[int, int, int], width: int = 1) 
     cv2.drawContours(rgb, lines, -1, colour, width, cv2.LINE_AA)
 
 
+def png_address(png: bytes) -> str:
+    """A PNG file's content as a data address."""
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
 def data_address(rgb: Rgb, quality: int = 72) -> str:
     """An RGB image, (y, x, 3), as a data address of a JPEG."""
     done, coded = cv2.imencode(".jpg", np.ascontiguousarray(rgb[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality])

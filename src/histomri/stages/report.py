@@ -23,7 +23,7 @@ from histomri.io.nifti import read_geometry, read_nifti
 from histomri.stages import templates
 from histomri.stages.contact_sheets import thumbnails
 from histomri.stages.evaluation_inputs import PlacedBlock, read_block, read_manifests, read_mri
-from histomri.stages.pictures import Mask, Rgb, data_address, outline
+from histomri.stages.pictures import Mask, Rgb, data_address, outline, png_address
 
 # orange and blue stay apart for every kind of colour vision
 SECTION_COLOUR, MRI_COLOUR = (255, 159, 28), (76, 201, 240)
@@ -76,11 +76,12 @@ def write_report(
     evaluation: Path,
     settings: ReportSettings,
     report: Path,
+    poses: Mapping[str, Path] | None = None,
 ) -> None:
     """Write ``report/index.html`` from the folder that ``evaluate`` wrote, and the contact sheets ``sections.html`` beside it.
 
-    ``volumes`` are the manifests of the resampled volumes by (block, stain, grid), the NIfTI file beside each. The page
-    loads nothing from anywhere and stays below about ``settings.report_max_mb``.
+    ``volumes`` are the manifests of the resampled volumes by (block, stain, grid), the NIfTI file beside each; ``poses`` are the
+    pictures of the blocks' best poses. The page loads nothing from anywhere and stays below about ``settings.report_max_mb``.
     """
     rows = read_rows(evaluation / "sections.tsv")
     known = read_manifests(manifests)
@@ -102,6 +103,7 @@ def write_report(
             has_mri=any(b.mri for b in blocks),
             pictures=pictures,
             volumes=views,
+            poses={b: png_address(path.read_bytes()) for b, path in (poses or {}).items()},
             histogram=_histogram([float(r["error_mm"]) for r in read_rows(evaluation / "landmarks.tsv") if r["error_mm"]]),
             stains=sorted({s.stain for s in sections}),
         )

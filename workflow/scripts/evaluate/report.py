@@ -18,4 +18,5 @@ with job(snakemake):
         Path(snakemake.input.evaluation[0]).parent,
         EvaluateSettings(**snakemake.params.settings),
         Path(snakemake.output.report),
+        files_of(snakemake.params.mri_blocks, snakemake.input.poses),
     )
