@@ -16,8 +16,8 @@ from synthetic import Tissue, centred, moved, rigid
 
 from histomri.core import Section
 from histomri.stages.ingest import IngestSettings, ingest_section
-from histomri.stages.order import check_order, read_remarks
-from histomri.stages.stack import StackSettings, measure_edges, plan_pairs
+from histomri.stages.order import check_order, edges_within, read_remarks, seriate_sections, with_positions
+from histomri.stages.stack import StackSettings, measure_edges, plan_pairs, read_edges
 
 N, PIXEL_MM, STEP_MM = 120, 0.1, 0.2
 SETTINGS = StackSettings(search_px=24, fine_px=100, strays=4)
@@ -52,16 +52,23 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[float, Sec
 
 def remarks(cut, places: Sequence[int], settings: StackSettings = SETTINGS) -> dict[str, tuple[str, ...]]:
     """What is said of a sheet that has the sections cut at these places in this order."""
+    folder, _ = cut
+    sheet, manifests = measured(cut, places, settings)
+    check_order(sheet, manifests, [folder / "edges.json"], folder / "order.json", settings)
+    return read_remarks(folder / "order.json")
+
+
+def measured(cut, places: Sequence[int], settings: StackSettings) -> tuple[list[Section], dict[str, Path]]:
+    """The sheet that has the sections cut at these places in this order, its pairs measured."""
     folder, known = cut
     sheet = [Section(known[p].id, known[p].file, float(i)) for i, p in enumerate(places)]
     manifests = {s.id: folder / "ingest" / s.id / "manifest.json" for s in sheet}
-    (batch,) = plan_pairs(sheet, settings.reach, 100)
+    (batch,) = plan_pairs(sheet, settings.reach, 100, settings.order)
     new = [pair for pair in batch if pair not in MEASURED]
     measure_edges(sheet, manifests, new, folder / "new.json", settings)
     MEASURED.update({(r["fixed"], r["moving"]): r for r in json.loads((folder / "new.json").read_text())["edges"]})
     (folder / "edges.json").write_text(json.dumps({"edges": [MEASURED[pair] for pair in batch]}))
-    check_order(sheet, manifests, [folder / "edges.json"], folder / "order.json", settings)
-    return read_remarks(folder / "order.json")
+    return sheet, manifests
 
 
 def test_the_true_order_raises_no_remark(cut) -> None:
@@ -90,3 +97,18 @@ def test_two_sections_in_each_others_places_are_told(cut) -> None:
 
 def test_too_few_sections_say_nothing(cut) -> None:
     assert remarks(cut, [3, 0, 5, 1]) == {}
+
+
+def test_an_unknown_order_is_found_and_the_sheets_positions_follow_it(cut) -> None:
+    settings = StackSettings(search_px=24, fine_px=100, reach=2, order="unknown")
+    shuffled = [3, -1, 0, 5, -3, 2, 4, -2, 1]
+    sheet, manifests = measured(cut, shuffled, settings)
+    seriate_sections(sheet, manifests, [cut[0] / "edges.json"], cut[0] / "order.json", settings)
+    found = with_positions(sheet, cut[0] / "order.json")
+    assert [s.id for s in found] == [s.id for s in sheet]
+    order = [int(s.id[1:]) - 100 for s in sorted(found, key=lambda s: s.position_mm)]
+    assert order in (sorted(shuffled), sorted(shuffled)[::-1])
+    assert sorted(s.position_mm for s in found) == [s.position_mm for s in sheet]
+    near = edges_within(2, read_edges(cut[0] / "edges.json"), found)
+    assert len(near) == 8 + 7
+    assert {e.distance_mm for e in near} == {1.0, 2.0}

@@ -79,3 +79,19 @@ def test_the_linter_finds_nothing(workflow: Any, sheets: Callable[..., Path]):
     outcome = workflow.run(sheets({"a": True}, blockface=True), "--lint")
     assert outcome.status == 0, outcome.text
     assert "good condition" in outcome.text
+
+
+def test_an_unknown_order_compares_all_with_all_and_is_refused_where_that_is_too_much(workflow: Any, sheets: Callable[..., Path]):
+    config = sheets({"a": True})
+    workflow.set_key(config, "stack", "order", "unknown")
+    outcome = workflow.run(config, "--dry-run")
+    assert outcome.status == 0, outcome.text
+    sections = tuple(Section(str(i), None, i * 0.5, status="missing" if i == 2 else "ok") for i in range(SECTIONS))
+    planned = plan_pairs(sections, 2, 2, "unknown")
+    assert sum(map(len, planned)) == USED * (USED - 1) // 2
+    assert sum(job.startswith("stack_edges:") for job in outcome.jobs) == len(planned)
+    many = sheets({"a": True}, sections=202)
+    workflow.set_key(many, "stack", "order", "unknown")
+    refused = workflow.run(many, "--dry-run")
+    assert refused.status != 0
+    assert "block a has 201 sections; unknown is for 200 at most" in refused.text

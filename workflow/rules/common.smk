@@ -86,8 +86,21 @@ def check_files(study):
         problems.append(Problem(f"config, key ingest.stains.{stain}", what, remedy))
     if study.landmarks and not study.landmarks.is_file():
         problems.append(Problem("config, key landmarks", f"there is no file {study.landmarks}", "correct the path"))
+    problems += order_problems(study)
     if problems:
         raise InputError(*problems)
+
+
+def order_problems(study):
+    """Blocks with more sections than can be compared all with all."""
+    from histomri.stages.stack import MOST_UNKNOWN, UNKNOWN
+
+    if study.stage("stack")["order"] != UNKNOWN:
+        return []
+    many = [(b, len(stack.used)) for b, stack in study.stacks.items() if len(stack.used) > MOST_UNKNOWN]
+    remedy = "fill in position_mm or index as far as it is known, and write order: sheet"
+    limit = f"unknown is for {MOST_UNKNOWN} at most, because each is compared with all others"
+    return [Problem("config, key stack.order", f"block {b} has {n} sections; {limit}", remedy) for b, n in many]
 
 
 STUDY = find_study()
@@ -260,7 +273,7 @@ def batches(block_id):
     from histomri.stages.stack import plan_pairs
 
     stack = STUDY.stage("stack")
-    return plan_pairs(STACKS[block_id].sections, stack["reach"], stack["batch"])
+    return plan_pairs(STACKS[block_id].sections, stack["reach"], stack["batch"], stack["order"])
 
 
 def batch_pairs(block_id, batch):

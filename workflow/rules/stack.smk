@@ -36,7 +36,7 @@ rule stack_order:
     params:
         sections=lambda w: rows(w.block),
         manifest_sections=lambda w: manifest_sections(w.block),
-        settings=only("stack", "search_px", "fine_px", "strays"),
+        settings=only("stack", "search_px", "fine_px", "strays", "order"),
         code=code("stack", "stack_order"),
     log:
         "logs/stack/{block}/order.log",
@@ -67,7 +67,7 @@ rule stack_solve:
         manifest_sections=lambda w: manifest_sections(w.block),
         guides=lambda w: guides(w.block, to_mri=False),
         by_hand=lambda w: [content(f) for f in hand_files(w.block)],
-        settings=only("stack", "alpha", "search_px", "fine_px", "min_tissue"),
+        settings=only("stack", "alpha", "search_px", "fine_px", "min_tissue", "reach", "order"),
         code=code("stack", "stack_solve"),
     log:
         "logs/stack/{block}/solve.log",

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from histomri.core import Grid, InputError
+from histomri.core import Grid, InputError, Section
 from histomri.core.errors import Problem
 from histomri.io.atomic import replacing, write_json
 from histomri.transforms import Affine, DisplacementField
@@ -83,6 +85,12 @@ def _read_placement(name: str, record: dict[str, Any], flat: NDArray[np.float32]
         confidence=float("nan") if record["confidence"] is None else float(record["confidence"]),
         quality=record["quality"],
     )
+
+
+def at_placed_positions(sections: Iterable[Section], placements: Placements) -> tuple[Section, ...]:
+    """The sections at the positions that their placements have, which are not the sheet's where the order was unknown."""
+    placed = placements.sections
+    return tuple(replace(s, position_mm=placed[s.id].position_mm) if s.id in placed else s for s in sections)
 
 
 def read_placements(path: Path) -> Placements:

@@ -21,7 +21,7 @@ from histomri.evaluation.regularity import transform_parts
 from histomri.evaluation.summary import summarise
 from histomri.io.atomic import replacing, write_json
 from histomri.io.graph import read_graph
-from histomri.io.placements import read_placements
+from histomri.io.placements import at_placed_positions, read_placements
 from histomri.io.sections import SectionManifest
 from histomri.io.tables import read_table
 from histomri.stages.evaluation_inputs import PlacedBlock, read_block, read_manifests
@@ -105,7 +105,8 @@ def _judge(
 ) -> _Judged:
     """Measure and judge one block; ``earlier`` are the paths of its placements in the stack and of its pose."""
     placed = read_block(block, sections, manifests, placements, settings.spacing_mm, settings.max_pixels)
-    own = tuple(sorted((s for s in sections if s.block == block.id), key=lambda s: (s.position_mm, s.id)))
+    here = at_placed_positions((s for s in sections if s.block == block.id), placed.placements)
+    own = tuple(sorted(here, key=lambda s: (s.position_mm, s.id)))
     pose = json.loads(earlier[1].read_text(encoding="utf-8")) if earlier[1] else {}
     measures: dict[str, SectionMeasures] = {}
     smoothness: dict[str, float] = {}

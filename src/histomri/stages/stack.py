@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from histomri.transforms.placement import Placement
 
 Pair = tuple[str, str]
+UNKNOWN = "unknown"
+MOST_UNKNOWN = 200  # sections of unknown order: 20,000 pairs, an hour and a half on one core
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,16 @@ class StackSettings:
     min_tissue: float = 0.02
     hint_deg: float = 30.0
     strays: int = 12
+    order: str = "sheet"
 
 
-def plan_pairs(sections: Sequence[Section], reach: int, batch: int) -> list[list[Pair]]:
-    """Pairs (id, id) of each used section with the next ``reach`` ones, in batches of ``batch`` sections, by position."""
+def plan_pairs(sections: Sequence[Section], reach: int, batch: int, order: str = "sheet") -> list[list[Pair]]:
+    """Pairs (id, id) of each used section with the next ``reach`` ones, in batches of ``batch`` sections, by position.
+
+    With ``order`` "unknown" each is paired with all others.
+    """
     used = [s.id for s in Stack("", tuple(sections)).used]
+    reach = len(used) if order == UNKNOWN else reach
     starts = range(0, len(used), max(batch, 1))
     out = [[(a, b) for i, a in enumerate(used) if k <= i < k + batch for b in used[i + 1 : i + 1 + reach]] for k in starts]
     return [pairs for pairs in out if pairs]
@@ -137,8 +144,9 @@ def solve(
     from histomri.registration.by_hand import solve_with_given
     from histomri.registration.section_graph import solve_stack
     from histomri.stages.by_hand import given_edges, given_pairs, locked_places, marked
-    from histomri.stages.order import read_remarks
+    from histomri.stages.order import edges_within, read_remarks, with_positions
 
+    sections = with_positions(sections, remarks)
     read = {s.id: read_manifest(manifests[s.id]) for s in sections if s.is_used and s.id in manifests}
     usable = {i: m for i, m in read.items() if m.is_usable and m.tissue_area_mm2 > 0}
     known = read_placements(blockface_placements).placed if blockface_placements else {}
@@ -151,6 +159,7 @@ def solve(
     anchors = {i: p for i, p in known.items() if i in free and p.confidence >= 0.5} | locked
     declared = {s.id: None if s.flip == "auto" else s.flip == "horizontal" for s in sections}
     measured = [e for path in edges for e in read_edges(path) if e.fixed in usable and e.moving in usable]
+    measured = edges_within(settings.reach, measured, sections) if settings.order == UNKNOWN else measured
     nodes = {i: (centroids[i], declared[i]) for i in usable}
     solve_all = partial(
         solve_stack,

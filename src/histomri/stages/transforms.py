@@ -12,7 +12,7 @@ import numpy as np
 
 from histomri.core import Block, Section
 from histomri.io.graph import write_graph
-from histomri.io.placements import read_placements
+from histomri.io.placements import at_placed_positions, read_placements
 from histomri.io.sections import SectionManifest, read_manifest
 from histomri.io.transform_files import write_affine, write_chain_2d
 from histomri.transforms.placement import Placement, Placements
@@ -47,7 +47,7 @@ def publish_transforms(
     for block in blocks:
         placements = read_placements(placements_by_block[block.id])
         published.spaces[f"block:{block.id}"] = {"type": "block"}
-        members = [s for s in sections if s.block == block.id]
+        members = at_placed_positions((s for s in sections if s.block == block.id), placements)
         for section in members:
             manifest = read_manifest(manifests[section.id]) if section.id in manifests else None
             placement = placements.sections.get(section.id)

@@ -1,4 +1,4 @@
-"""One block: measured edges -> what the images say against the order in the sheet."""
+"""One block: measured edges -> what the images say against the order in the sheet, or the order itself where it is unknown."""
 
 from pathlib import Path
 
@@ -6,13 +6,15 @@ from histomri.stages.adapter import files_of, job
 
 with job(snakemake):
     from histomri.io.sheets import section_from_dict
-    from histomri.stages.order import check_order
-    from histomri.stages.stack import StackSettings
+    from histomri.stages.order import check_order, seriate_sections
+    from histomri.stages.stack import UNKNOWN, StackSettings
 
-    check_order(
+    settings = StackSettings(**snakemake.params.settings)
+    do = seriate_sections if settings.order == UNKNOWN else check_order
+    do(
         tuple(map(section_from_dict, snakemake.params.sections)),
         files_of(snakemake.params.manifest_sections, snakemake.input.manifests),
         [Path(p) for p in snakemake.input.edges],
         Path(snakemake.output.remarks),
-        StackSettings(**snakemake.params.settings),
+        settings,
     )
