@@ -199,7 +199,7 @@ def test_the_sample_is_tissue_and_small_enough(tmp_path: Path) -> None:
     assert record.level_grid(level).spacing_mm.max() <= 0.0021
     huge = replace(record, shape=(80000, 100000), pixel_size_mm=(0.00025, 0.00025), levels=9, tissue_fraction=0.5)
     assert stain_level(huge) == 3
-    assert 1 <= len(sample_tiles(record, open_level(record, level))) <= 24
+    assert 1 <= len(sample_tiles(record, record.level_grid(level))) <= 24
 
 
 def test_a_real_section_is_separated_into_nuclei_and_the_rest(shared_data: Path, tmp_path: Path) -> None:

@@ -19,11 +19,12 @@ def split_planes(
     (y, x, height, width), (top, left) = box, corner
     is_plain = pixels.flags.c_contiguous and planes.flags.c_contiguous and pixels.dtype == planes.dtype
     part, into = pixels[y : y + height, x : x + width], planes[:, top : top + height, left : left + width]
-    if is_plain and pixels.shape[2] == 3 and compiled:
+    is_plain &= pixels.shape[2] == 3 and pixels.dtype in (np.uint8, np.uint16)
+    if is_plain and compiled:
         from histomri.kernels.pyramid_compiled import split_rgb
 
         split_rgb(pixels, box, planes, corner)
-    elif is_plain and pixels.shape[2] == 3 and pixels.dtype in (np.uint8, np.uint16):
+    elif is_plain:
         import cv2
 
         # by way of whole planes: into rows of larger ones OpenCV is five times slower

@@ -207,7 +207,7 @@ class TiffSlide(Slide):
 
         super().__init__()
         self._tiff = tifffile.TiffFile(path)
-        self._files: dict[str, int] = {}
+        self._files: dict[Any, int] = {}
         self._cache = TileCache(CACHE_BYTES)
         self._scratch = threading.local()
         try:
@@ -430,9 +430,12 @@ class TiffSlide(Slide):
 
     def _descriptor(self, handle: Any) -> int:
         """A descriptor of the file that a page lies in (an OME-TIFF may have several files)."""
-        if handle.path not in self._files:
-            # another thread may open it too: the first one stays, the spare is closed
-            mine = os.open(handle.path, os.O_RDONLY)
-            if self._files.setdefault(handle.path, mine) != mine:
-                os.close(mine)
-        return self._files[handle.path]
+        found = self._files.get(handle)
+        if found is not None:
+            return found
+        # another thread may open it too: the first one stays, the spare is closed
+        mine = os.open(handle.path, os.O_RDONLY)
+        first = self._files.setdefault(handle, mine)
+        if first != mine:
+            os.close(mine)
+        return first
