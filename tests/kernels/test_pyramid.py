@@ -62,6 +62,19 @@ def test_compiled_code_is_there_for_all_sums_of_bytes_and_exact_at_their_brighte
     assert (pixels[:, :5, :70] == 255).all() and not pixels[:, 5:].any() and not pixels[:, :, 70:].any()
 
 
+@pytest.mark.parametrize(
+    ("box", "corner"), [((0, 0, 9, 8), (0, 0)), ((1, 0, 8, 8), (0, 0)), ((0, 0, 8, 8), (1, 0)), ((0, 0, 8, 8), (0, -1))]
+)
+def test_a_box_beyond_the_memory_is_an_error(box: tuple[int, int, int, int], corner: tuple[int, int]) -> None:
+    below, sums = np.zeros((2, 8, 8), np.uint8), np.zeros((2, 4, 4), np.uint16)
+    with pytest.raises(IndexError, match="leaves"):
+        pyramid_compiled.add_quads(below, box, sums, corner)
+    with pytest.raises(IndexError, match="leaves"):
+        pyramid_compiled.split_rgb(np.zeros((8, 8, 3), np.uint8), box, np.zeros((3, 8, 8), np.uint8), corner)
+    with pytest.raises(IndexError, match="leaves"):
+        pyramid_compiled.add_quads(below, (0, 0, 8, 8), sums[:1], (0, 0))
+
+
 def test_only_large_images_load_the_compiled_code() -> None:
     assert not pyramid.worth_compiling(20_000_000) and pyramid.worth_compiling(100_000_000)
 
@@ -74,7 +87,7 @@ from histomri.kernels import native, pyramid_compiled
 native._places = lambda: [Path(place) for place in sys.argv[1:]]
 add = native.load({"add": pyramid_compiled.KERNELS["add_uint8_uint16"]})["add"]
 below, sums = np.full((4, 4), 200, np.uint8), np.zeros((2, 2), np.uint16)
-add(below.ctypes.data, 4, 4, 4, sums.ctypes.data, 2)
+add(below.ctypes.data, 16, 4, 1, 4, 4, sums.ctypes.data, 4, 2)
 assert (sums == 800).all()
 print("numba" in sys.modules)
 """
