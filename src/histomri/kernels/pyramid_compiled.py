@@ -7,6 +7,7 @@ plane, and from one row, to the next.
 from __future__ import annotations
 
 import functools
+import threading
 from typing import Any
 
 import numpy as np
@@ -63,9 +64,14 @@ KERNELS: Kernels = {
 }
 
 
+_lock = threading.Lock()
+
+
 @functools.cache
 def _kernel(job: str, *kinds: np.dtype[Any]) -> Kernel:
-    return _loaded()["_".join([job, *(kind.name for kind in kinds)])]
+    # the first time takes seconds, and all workers ask at once
+    with _lock:
+        return _loaded()["_".join([job, *(kind.name for kind in kinds)])]
 
 
 @functools.cache
