@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from zarr.codecs import GzipCodec, TransposeCodec, ZstdCodec
+from zarr.registry import get_codec_class
 
 from histomri.core import Grid
 from histomri.io import omezarr
-from histomri.io.picture_codecs import PictureCodec
+from histomri.io.picture_codecs import OPTIONS, PictureCodec
 from histomri.io.publish import BLOCK_BYTES, content_sha256, digest_of
 from histomri.io.pyramid import Reading, depth_first
-from histomri.io.shards import StoredLevel
+from histomri.io.shards import StoredLevel, write_pixels
+from histomri.io.zarr_layout import ArrayLayout, group_attributes, read_layout, write_group
 from histomri.kernels.pyramid import add_quads, sum_type, to_pixels
 
 STORAGE = {codec: omezarr.Storage(32, 96, codec) for codec in omezarr.CODECS}
@@ -28,6 +31,28 @@ def picture(dtype: str, shape: tuple[int, ...] = (217, 331, 3)) -> Any:
     pixels = np.random.default_rng(0).integers(0, 100, shape).astype(dtype)
     pixels[96:, 96:] = 0
     return pixels
+
+
+def zarrs(folder: Path, layout: ArrayLayout) -> Any:
+    """The array that zarr itself makes of a layout, as ``folder``."""
+    codecs = {"compressors": omezarr.compressors(layout.codec)} if layout.codec in LOSSLESS else pictures(layout.codec)
+    lead = layout.shape[:-2]
+    return zarr.create_array(
+        folder,
+        shape=layout.shape,
+        dtype=layout.dtype,
+        chunks=(*lead, layout.chunk_px, layout.chunk_px),
+        shards=(*lead, layout.unit_px, layout.unit_px) if layout.is_sharded else None,
+        **codecs,
+        fill_value=0,
+        dimension_names=("c", "y", "x")[-len(layout.shape) :],
+    )
+
+
+def pictures(codec: str) -> dict[str, Any]:
+    name = f"imagecodecs_{codec}"
+    serializer = get_codec_class(name).from_dict({"name": name, "configuration": OPTIONS[codec]})
+    return {"filters": [TransposeCodec(order=(1, 2, 0))], "serializer": serializer, "compressors": []}
 
 
 def write(folder: Path, pixels: Any, storage: omezarr.Storage) -> dict[str, str]:
@@ -55,8 +80,7 @@ def test_chunks_are_byte_for_byte_what_zarr_codes(tmp_path: Path, codec: str, dt
     pixels = picture(dtype, (96, 96, 2))
     storage = STORAGE[codec]
     write(tmp_path / "ours", pixels, storage)
-    group = zarr.open_group(str(tmp_path / "zarrs"), mode="w", zarr_format=3)
-    omezarr.create_level(group, "0", (2, 96, 96), dtype, storage)[...] = np.moveaxis(pixels, -1, 0)
+    zarrs(tmp_path / "zarrs" / "0", ArrayLayout((2, 96, 96), dtype, 32, 96, codec))[...] = np.moveaxis(pixels, -1, 0)
     files = [tmp_path / name / "0" / "c" / "0" / "0" / "0" for name in ("ours", "zarrs")]
     chunks = []
     for file in files:
@@ -128,14 +152,71 @@ def test_a_picture_codec_with_options_of_others_says_what_reads_it() -> None:
 @pytest.mark.parametrize("shape", [(217, 331, 3), (20, 30, 3), (96, 97, 1)])
 def test_small_boxes_are_what_zarr_reads(tmp_path: Path, codec: str, shape: tuple[int, int, int]) -> None:
     write(tmp_path / "a", picture("uint8", shape), STORAGE[codec])
-    array = omezarr.open_array(tmp_path / "a", "0")
+    array, layout = omezarr.open_array(tmp_path / "a", "0"), read_layout(tmp_path / "a" / "0")
     whole, side = array[...], 17
+    assert layout is not None and layout.codec == codec
+    level = StoredLevel(tmp_path / "a" / "0", layout)
+    assert np.array_equal(level.whole(), whole) and np.array_equal(level.box((5, 2), (13, 28)), whole[:, 5:18, 2:30])
     corners = [(y, x) for y in range(0, shape[0] - side + 1, 23) for x in range(0, shape[1] - side + 1, 19)]
     for threads in (1, 3):
-        found = list(StoredLevel(array, tmp_path / "a" / "0", codec).boxes(corners, side, threads))
+        found = list(level.boxes(corners, side, threads))
         ordered = sorted(corners, key=lambda at: (at[0] // array.chunks[1], at[1] // array.chunks[2], at))
         assert len(found) == len(corners) > 0
         assert all(np.array_equal(box, whole[:, y : y + side, x : x + side]) for box, (y, x) in zip(found, ordered, strict=True))
+
+
+SHAPES = [((3, 217, 331), 96), ((1, 20, 30), 32), ((217, 331), 96), ((20, 30), 32)]
+KINDS = list(itertools.product(LOSSLESS, ["uint8", "uint16", "int16", "uint32", "float32"], SHAPES))
+KINDS += [(codec, "uint8", shape) for codec in ("jpeg", "jpegxl") for shape in SHAPES[:2]]
+
+
+@pytest.mark.parametrize(("codec", "dtype", "shape", "unit"), [(codec, dtype, *shape) for codec, dtype, shape in KINDS])
+def test_metadata_are_byte_for_byte_those_of_zarr(
+    tmp_path: Path, codec: str, dtype: str, shape: tuple[int, ...], unit: int
+) -> None:
+    layout = omezarr.create_level(tmp_path / "ours", shape, dtype, STORAGE[codec])
+    assert layout == ArrayLayout(shape, dtype, 32, unit, codec) == read_layout(tmp_path / "ours")
+    zarrs(tmp_path / "zarrs", layout)
+    assert (tmp_path / "ours" / "zarr.json").read_bytes() == (tmp_path / "zarrs" / "zarr.json").read_bytes()
+
+
+def test_metadata_of_groups_are_byte_for_byte_those_of_zarr(tmp_path: Path) -> None:
+    attributes = {"ome": {"version": "0.5", "name": "Schädel", "scale": [0.1, 1e-7, 1.0], "active": True, "none": None}}
+    write_group(tmp_path / "ours", attributes)
+    zarr.open_group(str(tmp_path / "zarrs"), mode="w", zarr_format=3, attributes=attributes)
+    assert (tmp_path / "ours" / "zarr.json").read_bytes() == (tmp_path / "zarrs" / "zarr.json").read_bytes()
+    assert group_attributes(tmp_path / "ours") == attributes and group_attributes(tmp_path / "nowhere") == {}
+
+
+@pytest.mark.parametrize("codec", LOSSLESS)
+@pytest.mark.parametrize("shape", [(217, 331), (2, 217, 331), (20, 30)])
+def test_arrays_written_at_once_are_those_that_zarr_reads(tmp_path: Path, codec: str, shape: tuple[int, ...]) -> None:
+    pixels = np.random.default_rng(1).integers(0, 2, shape).astype(np.uint8)
+    write_pixels(tmp_path / "a", omezarr.create_level(tmp_path / "a", shape, "uint8", STORAGE[codec]), pixels)
+    assert np.array_equal(omezarr.open_array(tmp_path, "a")[...], pixels)
+    assert np.array_equal(omezarr.read_pixels(tmp_path, "a"), pixels)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"chunks": (1, 32, 32)},
+        {"fill_value": 7},
+        {"compressors": ZstdCodec(level=3)},
+        {"compressors": ZstdCodec(level=1, checksum=True)},
+        {"filters": TransposeCodec(order=(2, 1, 0))},
+        {"compressors": GzipCodec()},
+        {"chunk_key_encoding": {"name": "v2", "separator": "."}},
+        {"chunks": (3, 32, 16)},
+    ],
+)
+def test_arrays_of_others_are_left_to_zarr(tmp_path: Path, other: dict[str, Any]) -> None:
+    pixels = np.random.default_rng(1).integers(0, 255, (3, 70, 90)).astype(np.uint8)
+    zarr.create_array(tmp_path / "a", **{"shape": pixels.shape, "dtype": "uint8", "chunks": (3, 32, 32), **other})[...] = pixels
+    assert read_layout(tmp_path / "a") is None
+    assert np.array_equal(omezarr.read_pixels(tmp_path, "a"), pixels)
+    with pytest.raises(ValueError, match="read it through zarr"):
+        omezarr.stored_level(tmp_path, "a")
 
 
 def test_zeros_are_not_stored_and_read_as_zeros(tmp_path: Path) -> None:

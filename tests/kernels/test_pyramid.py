@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
-from histomri.kernels import planes, pyramid
+from histomri.kernels import native, planes, pyramid, pyramid_compiled
 
 RNG = np.random.default_rng(5)
 
@@ -46,5 +51,59 @@ def test_planes_hold_each_channel_in_its_place(kind: str, channels: int, compile
         assert np.array_equal(found, wanted)
 
 
-def test_only_large_images_import_the_compiler() -> None:
-    assert not pyramid.worth_compiling(100_000_000) and pyramid.worth_compiling(1_000_000_000)
+@pytest.mark.parametrize(("low", "high", "level"), [("u1", "u2", 1), ("u2", "u2", 3), ("u2", "u4", 5), ("u4", "u4", 6)])
+def test_compiled_code_is_there_for_all_sums_of_bytes_and_exact_at_their_brightest(low: str, high: str, level: int) -> None:
+    brightest = 255 * 4 ** (level - 1)
+    below, sums, pixels = np.full((3, 9, 140), brightest, low), np.zeros((3, 5, 71), high), np.zeros((3, 6, 72), np.uint8)
+    assert pyramid_compiled.can_add(below, sums) and pyramid_compiled.can_round(sums, pixels)
+    pyramid_compiled.add_quads(below, (0, 0, 9, 139), sums, (0, 1))
+    assert (sums[:, :, 1:] == 4 * brightest).all() and not sums[:, :, 0].any()
+    pyramid_compiled.round_sums(sums, (0, 1, 5, 70), 2 * level, pixels)
+    assert (pixels[:, :5, :70] == 255).all() and not pixels[:, 5:].any() and not pixels[:, :, 70:].any()
+
+
+@pytest.mark.parametrize(
+    ("box", "corner"), [((0, 0, 9, 8), (0, 0)), ((1, 0, 8, 8), (0, 0)), ((0, 0, 8, 8), (1, 0)), ((0, 0, 8, 8), (0, -1))]
+)
+def test_a_box_beyond_the_memory_is_an_error(box: tuple[int, int, int, int], corner: tuple[int, int]) -> None:
+    below, sums = np.zeros((2, 8, 8), np.uint8), np.zeros((2, 4, 4), np.uint16)
+    with pytest.raises(IndexError, match="leaves"):
+        pyramid_compiled.add_quads(below, box, sums, corner)
+    with pytest.raises(IndexError, match="leaves"):
+        pyramid_compiled.split_rgb(np.zeros((8, 8, 3), np.uint8), box, np.zeros((3, 8, 8), np.uint8), corner)
+    with pytest.raises(IndexError, match="leaves"):
+        pyramid_compiled.add_quads(below, (0, 0, 8, 8), sums[:1], (0, 0))
+
+
+def test_only_large_images_load_the_compiled_code() -> None:
+    assert not pyramid.worth_compiling(20_000_000) and pyramid.worth_compiling(100_000_000)
+
+
+NATIVE = """
+import sys
+from pathlib import Path
+import numpy as np
+from histomri.kernels import native, pyramid_compiled
+native._places = lambda: [Path(place) for place in sys.argv[1:]]
+add = native.load({"add": pyramid_compiled.KERNELS["add_uint8_uint16"]})["add"]
+below, sums = np.full((4, 4), 200, np.uint8), np.zeros((2, 2), np.uint16)
+add(below.ctypes.data, 16, 4, 1, 4, 4, sums.ctypes.data, 4, 2)
+assert (sums == 800).all()
+print("numba" in sys.modules)
+"""
+
+
+def test_kept_code_is_used_without_numba_and_an_unwritable_folder_does_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "blocked").write_text("a file where the folder should be")
+    for expected in ("True", "False"):
+        command = [sys.executable, "-c", NATIVE, str(tmp_path / "blocked"), str(tmp_path / "kept")]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == expected
+    assert [file.suffix for file in (tmp_path / "kept").iterdir()] == [".o"]
+
+
+def test_a_kernel_that_needs_numba_at_run_time_is_refused_and_does_not_end_the_process() -> None:
+    def allocates(out: Any, n: int) -> None:
+        out[0] = np.empty(n).sum()
+
+    with pytest.raises(RuntimeError, match="which is not there without numba"):
+        native._compiled({"allocates": (allocates, ("uint8", "i"))})

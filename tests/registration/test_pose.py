@@ -16,6 +16,7 @@ from histomri.core import Grid, Image, RegistrationError
 from histomri.registration.pose import (
     PoseResult,
     Scaled,
+    _Correlation,
     at_spacing_3d,
     different,
     find_pose,
@@ -37,15 +38,19 @@ def _truth(seed: int, mirrored: bool = False) -> np.ndarray:
     return out
 
 
-def _found(truth: np.ndarray, hands: tuple[bool, ...] = (False,), symmetric: bool = False) -> PoseResult:
-    return find_pose(*_pair(truth, symmetric), hands, ROTATIONS, keep=2)
+def _found(
+    truth: np.ndarray, hands: tuple[bool, ...] = (False,), symmetric: bool = False, planes: slice = slice(None)
+) -> PoseResult:
+    return find_pose(*_pair(truth, symmetric, planes), hands, ROTATIONS, keep=2)
 
 
-def _pair(truth: np.ndarray, symmetric: bool = False) -> tuple[Scaled, Scaled]:
-    """The block with room along the cutting axis, and its MRI with contrast inverted."""
+def _pair(truth: np.ndarray, symmetric: bool = False, planes: slice = slice(None)) -> tuple[Scaled, Scaled]:
+    """The block with room along the cutting axis, or some of its planes, and its MRI with contrast inverted."""
     tissue = Tissue(3, 7, symmetric)
     shape = np.array([72, 28, 28])
-    block = tissue.image(Grid(tuple(shape), np.full(3, 0.42), -(shape - 1) / 2 * 0.42))
+    grid = Grid(tuple(shape), np.full(3, 0.42), -(shape - 1) / 2 * 0.42)
+    cut = grid.crop((planes.start or 0, 0, 0), (planes.stop or 72, 28, 28))
+    block = tissue.image(cut)
     mri = tissue.image(Grid((32, 32, 32), np.full(3, 0.46), truth[:3, 3] - 0.46 * 15.5), np.linalg.inv(truth), inverted=True)
     return Scaled(*block), Scaled(*mri)
 
@@ -58,6 +63,30 @@ def test_any_rotation_and_shrinkage_is_found_and_sure(seed: int) -> None:
     assert not result.best.mirrored
     assert result.confidence > 0.95
     assert result.best.dice > 0.93
+
+
+def test_a_slab_is_compared_over_its_planes_alone() -> None:
+    """All shifts against the formula; the plain product, which the brightest place wins, is led astray."""
+    random = np.random.default_rng(0)
+    moving = random.random((2, 10, 10, 10)).astype(np.float32)
+    moving[:, 7:] += 2
+    known = np.zeros((10, 10, 10), np.float32)
+    known[2:6] = 1
+    fixed = moving + random.normal(scale=0.02, size=moving.shape).astype(np.float32)
+    surface = _Correlation(fixed, known).surface(moving)
+    assert np.unravel_index(surface.argmax(), surface.shape) == (0, 0, 0)
+    plain = [(moving * np.roll(fixed * known, s, axis=1)).sum() for s in range(10)]
+    assert np.argmax(plain) != 0
+    for shift in [(0, 0, 0), (3, 1, 9), (7, 4, 2)]:
+        moved = np.roll(moving, [-s for s in shift], axis=(1, 2, 3)) * known
+        expected = (moved * fixed).sum() / np.linalg.norm(moved) / np.linalg.norm(fixed * known)
+        np.testing.assert_allclose(surface[shift], expected, atol=1e-5)
+
+
+def test_a_slab_out_of_a_specimen_is_found() -> None:
+    """Its first and last planes are no surface of the specimen."""
+    truth = _truth(4)
+    assert apart(_found(truth, planes=slice(31, 40)).best.block_to_mri, truth) < 0.6
 
 
 def test_a_mirror_image_is_found_only_where_it_is_allowed() -> None:

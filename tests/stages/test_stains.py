@@ -15,6 +15,7 @@ from histomri.core import Image, InputError, Section
 from histomri.io.sections import SectionManifest, open_level, open_tissue, read_manifest, registration_image, stain_channels
 from histomri.kernels.named_stains import KINDS
 from histomri.kernels.stains import angle_deg, optical_density, unit
+from histomri.stages import stains
 from histomri.stages.ingest import IngestSettings, ingest_section
 from histomri.stages.stains import normalised_image, sample_tiles, stain_level, study_look
 
@@ -199,7 +200,15 @@ def test_the_sample_is_tissue_and_small_enough(tmp_path: Path) -> None:
     assert record.level_grid(level).spacing_mm.max() <= 0.0021
     huge = replace(record, shape=(80000, 100000), pixel_size_mm=(0.00025, 0.00025), levels=9, tissue_fraction=0.5)
     assert stain_level(huge) == 3
-    assert 1 <= len(sample_tiles(record, open_level(record, level))) <= 24
+    assert 1 <= len(sample_tiles(record, record.level_grid(level))) <= 24
+
+
+def test_of_many_pixels_the_sample_is_thinned_and_all_over_the_tissue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = ingest(tmp_path, slide(tmp_path / "a.tif")[0], "hdab")
+    every = stains.tissue_pixels(record)
+    monkeypatch.setattr(stains, "MAX_PIXELS", len(every) // 3)
+    thin = stains.tissue_pixels(record, threads=3)
+    assert np.array_equal(thin, every[::4])
 
 
 def test_a_real_section_is_separated_into_nuclei_and_the_rest(shared_data: Path, tmp_path: Path) -> None:

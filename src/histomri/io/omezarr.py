@@ -11,23 +11,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from histomri.core import Grid
 from histomri.io.pyramid import PyramidWriter, Reading
-from histomri.io.shards import ArrayFiles
-
-if TYPE_CHECKING:
-    import zarr
+from histomri.io.shards import ArrayFiles, StoredLevel, write_pixels
+from histomri.io.zarr_layout import CODECS as CODECS
+from histomri.io.zarr_layout import LOSSLESS as LOSSLESS
+from histomri.io.zarr_layout import ArrayLayout, group_attributes, read_layout, write_array, write_group
 
 VERSION = "0.5"
 SPACE_AXES = ("z", "y", "x")
-LOSSLESS = ("zstd", "blosc-zstd", "blosc-lz4", "none")
-# pictures in place of arrays: only programs with the package imagecodecs-zarr open them (``io.picture_codecs``)
-CODECS = (*LOSSLESS, "jpegxl", "jpeg")
 COLOURS = {"red": "FF0000", "green": "00FF00", "blue": "0000FF", "dapi": "0000FF", "fitc": "00FF00", "cy5": "FF0000"}
 
 Pixels = NDArray[Any]
@@ -101,18 +98,6 @@ def fits_codec(codec: str, channels: int, dtype: DTypeLike) -> bool:
     return codec in LOSSLESS or (channels in (1, 3) and np.dtype(dtype).name in kinds[codec])
 
 
-def coding(codec: str, ndim: int) -> dict[str, Any]:
-    """How ``create_array`` is told a codec (one of ``CODECS``)."""
-    if codec in LOSSLESS:
-        return {"compressors": compressors(codec)}
-    from zarr.codecs import TransposeCodec
-
-    from histomri.io.picture_codecs import picture_serializer
-
-    assert ndim == 3
-    return {"filters": [TransposeCodec(order=(1, 2, 0))], "serializer": picture_serializer(codec), "compressors": []}
-
-
 def compressors(codec: str) -> list[Any]:
     """The zarr codecs of a codec name (one of ``LOSSLESS``), all deterministic."""
     from zarr.codecs import BloscCname, BloscCodec, BloscShuffle, ZstdCodec
@@ -124,22 +109,14 @@ def compressors(codec: str) -> list[Any]:
     return [BloscCodec(cname=BloscCname(codec.removeprefix("blosc-")), clevel=3, shuffle=BloscShuffle.bitshuffle)]
 
 
-def create_level(group: zarr.Group, path: str, shape: tuple[int, ...], dtype: DTypeLike, storage: Storage) -> Any:
-    """Create the array of one level, (c, y, x) or (y, x), of a group; a level of one chunk has no shards."""
+def create_level(folder: Path, shape: tuple[int, ...], dtype: DTypeLike, storage: Storage) -> ArrayLayout:
+    """Create the array of one level, (c, y, x) or (y, x), as ``folder``; a level of one chunk has no shards."""
     long_side = max(shape[-2:])
     chunk = min(storage.chunk_px, max(16, 1 << (long_side - 1).bit_length()))
-    shards = (*shape[:-2], storage.shard_px, storage.shard_px) if long_side > storage.chunk_px < storage.shard_px else None
-    names = ("c", *SPACE_AXES[-2:]) if len(shape) == 3 else SPACE_AXES[-2:]
-    return group.create_array(
-        path,
-        shape=shape,
-        dtype=np.dtype(dtype),
-        chunks=(*shape[:-2], chunk, chunk),
-        shards=shards,
-        **coding(storage.codec, len(shape)),
-        fill_value=0,
-        dimension_names=names,
-    )
+    unit = storage.shard_px if long_side > storage.chunk_px < storage.shard_px else chunk
+    layout = ArrayLayout(tuple(shape), np.dtype(dtype).name, chunk, unit, storage.codec)
+    write_array(folder, layout, ("c", *SPACE_AXES[-2:]) if len(shape) == 3 else SPACE_AXES[-2:])
+    return layout
 
 
 def halve(planes: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -169,16 +146,13 @@ def write_pyramid(folder: Path, spec: PyramidSpec, reading: Reading, storage: St
 
     ``reading.read_tile(y, x, height, width)`` gives (height, width, c). What it raises is raised here.
     """
-    import zarr
-
     grids = [level_grid(spec.grid, k) for k in range(spec.levels)]
     multiscale = multiscale_metadata(spec.name, grids, has_channels=True)
     ome = {"version": VERSION, "multiscales": [multiscale], "omero": channel_metadata(spec.channels, spec.dtype)}
-    attributes: dict[str, Any] = {"ome": ome}
-    group = zarr.open_group(str(folder), mode="w", zarr_format=3, attributes=attributes)
-    count = len(spec.channels)
-    arrays = [create_level(group, str(k), (count, *grid.shape), spec.dtype, storage) for k, grid in enumerate(grids)]
-    levels = [ArrayFiles(folder / str(k), array, storage.codec) for k, array in enumerate(arrays)]
+    write_group(folder, {"ome": ome})
+    shapes = [(len(spec.channels), *grid.shape) for grid in grids]
+    layouts = [create_level(folder / str(k), shape, spec.dtype, storage) for k, shape in enumerate(shapes)]
+    levels = [ArrayFiles(folder / str(k), layout) for k, layout in enumerate(layouts)]
     PyramidWriter(levels, storage.chunk_px, storage.shard_px, reading).write()
     return {name: digest for level in levels for name, digest in level.digests.items()}
 
@@ -189,21 +163,20 @@ def write_label(folder: Path, name: str, masks: Sequence[Pixels], grids: Sequenc
     A label may start at a coarser level than its image, its own scale and translation say where it lies; it has as many
     levels as its image, as readers expect.
     """
-    import zarr
-
     lossless = storage if storage.codec in LOSSLESS else replace(storage, codec=LOSSLESS[0])
-    labels = zarr.open_group(str(folder / "labels"), mode="a", zarr_format=3)
-    known = list(labels.attrs.get("ome", {}).get("labels", []))  # type: ignore[union-attr, arg-type, call-overload]
-    labels.attrs["ome"] = {"version": VERSION, "labels": sorted({*known, name})}
+    labels = folder / "labels"
+    known = group_attributes(labels).get("ome", {}).get("labels", [])
+    write_group(labels, {"ome": {"version": VERSION, "labels": sorted({*known, name})}})
     colours: list[Any] = [{"label-value": 1, "rgba": [0, 255, 0, 128]}]
     ome: dict[str, Any] = {
         "version": VERSION,
         "multiscales": [multiscale_metadata(name, grids, has_channels=False)],
         "image-label": {"colors": colours, "source": {"image": "../../"}},
     }
-    group = labels.create_group(name, attributes={"ome": ome})
+    write_group(labels / name, {"ome": ome})
     for level, mask in enumerate(masks):
-        create_level(group, str(level), mask.shape, np.uint8, lossless)[...] = mask.astype(np.uint8)
+        array = labels / name / str(level)
+        write_pixels(array, create_level(array, mask.shape, np.uint8, lossless), mask.astype(np.uint8))
 
 
 def mask_pyramid(mask: NDArray[np.bool_], grid: Grid, levels: int) -> tuple[list[NDArray[np.bool_]], list[Grid]]:
@@ -224,6 +197,23 @@ def open_array(store: str | Path, path: str) -> Any:
     import histomri.io.picture_codecs  # noqa: F401  (registers codecs)
 
     return zarr.open_array(str(Path(store) / path), mode="r", zarr_format=3)
+
+
+def stored_level(store: str | Path, path: str) -> StoredLevel:
+    """The array at ``path`` inside a store that histomri wrote. Raises ``ValueError`` for one of others."""
+    folder = Path(store) / path
+    layout = read_layout(folder)
+    if layout is None:
+        raise ValueError(f"{folder} is not stored as histomri stores arrays; read it through zarr.")
+    return StoredLevel(folder, layout)
+
+
+def read_pixels(store: str | Path, path: str) -> Pixels:
+    """All pixels of the array at ``path`` inside a store, (c, y, x) or (y, x); without zarr where histomri wrote it."""
+    folder = Path(store) / path
+    layout = read_layout(folder)
+    found: Pixels = open_array(store, path)[...] if layout is None else StoredLevel(folder, layout).whole()
+    return found
 
 
 class ChannelsLast:

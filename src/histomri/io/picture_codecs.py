@@ -81,12 +81,6 @@ class PictureCodec(ArrayBytesCodec):
         raise NotImplementedError
 
 
-def picture_serializer(codec: str) -> Any:
-    """The zarr codec that writes chunks as pictures of that kind."""
-    name = f"imagecodecs_{codec}"
-    return get_codec_class(name).from_dict({"name": name, "configuration": OPTIONS[codec]})
-
-
 def _register() -> None:
     for codec in PICTURES:
         name = f"imagecodecs_{codec}"

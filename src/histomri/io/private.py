@@ -145,9 +145,7 @@ def _picture_fields(path: Path) -> Iterator[Entry]:
     from PIL import ExifTags
     from PIL import Image as Pillow
 
-    with Pillow.open(path) as image:
-        if image.format not in ("PNG", "JPEG"):
-            return
+    with Pillow.open(path, formats=("PNG", "JPEG")) as image:
         for name, value in image.info.items():
             if isinstance(value, str | bytes) and name not in ("icc_profile", "exif", "transparency"):
                 text = value.decode("latin-1") if isinstance(value, bytes) else value

@@ -140,10 +140,11 @@ class PyramidWriter:
         planes = self._planes(0)
         for y, x, height, width in self._read(corner, size, planes):
             r, c = y // self.chunk_px, x // self.chunk_px
+            per_shard = self.unit_px // self.chunk_px
+            # before coding, which fills the cache with its own
+            self._add_up((0, row * per_shard + r, column * per_shard + c), planes, (height, width))
             _pad(planes, (height, width), files.is_lossy)
             shard.add(r * (files.unit_px // files.chunk_px) + c, planes, files.encode)
-            per_shard = self.unit_px // self.chunk_px
-            self._add_up((0, row * per_shard + r, column * per_shard + c), planes, (height, width))
         files.write(row, column, shard)
         self.reading.progress(size[0] * size[1])
 

@@ -150,7 +150,7 @@ def open_level(manifest: SectionManifest, level: int = 0) -> Image:
 def open_tissue(manifest: SectionManifest, level: int = 0) -> Image:
     """Level ``level`` of the tissue mask, bool (y, x), on its grid in ``section:`` mm; 0 is the mask's own finest level."""
     grid = omezarr.level_grid(manifest.grid, manifest.tissue_level + level)
-    return Image(grid, omezarr.open_array(manifest.store, f"{TISSUE}/{level}")[...].astype(bool))
+    return Image(grid, omezarr.read_pixels(manifest.store, f"{TISSUE}/{level}").astype(bool))
 
 
 def tissue_contrast(pixels: NDArray[Any], manifest: SectionManifest) -> Float32:

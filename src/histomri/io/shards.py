@@ -14,16 +14,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from histomri.io.publish import digest_of
+from histomri.io.zarr_layout import ArrayLayout
 from histomri.kernels.planes import split_planes
-
-if TYPE_CHECKING:
-    import zarr
 
 Pixels = NDArray[Any]
 Encode = Callable[[Pixels, memoryview], int]
@@ -31,15 +29,15 @@ EMPTY = np.uint64(2**64 - 1)
 
 
 def encoder(codec: str, itemsize: int) -> Encode:
-    """The function that writes a contiguous chunk as ``omezarr.compressors(codec)`` stores it, and returns its length."""
-    import numcodecs  # type: ignore[import-untyped]
-
+    """The function that writes a contiguous chunk as ``zarr_layout.chunk_codecs(codec)`` says, and returns its length."""
     if codec == "none":
         return lambda chunk, place: _put(chunk.tobytes(), place)
     if codec == "zstd":
-        return _zstd
+        return _zstd()
     if codec in ("jpeg", "jpegxl"):
         return _picture(codec)
+    import numcodecs  # type: ignore[import-untyped]
+
     name = codec.removeprefix("blosc-")
     blosc = numcodecs.Blosc(cname=name, clevel=3, shuffle=numcodecs.Blosc.BITSHUFFLE, typesize=itemsize)
     return lambda chunk, place: _put(blosc.encode(chunk), place)
@@ -50,12 +48,12 @@ def _put(data: bytes | memoryview, place: memoryview) -> int:
     return len(data)
 
 
-def _zstd(chunk: Pixels, place: memoryview) -> int:
-    from imagecodecs import zstd_encode
+def _zstd() -> Encode:
+    import imagecodecs
 
-    coder: Any = zstd_encode
+    coder: Any = imagecodecs.zstd_encode
     # the same bytes as numcodecs', without two copies and new memory for each
-    return len(coder(chunk, level=1, out=place))
+    return lambda chunk, place: len(coder(chunk, level=1, out=place))
 
 
 def _picture(codec: str) -> Encode:
@@ -88,12 +86,18 @@ def _planes_of(codec: str, data: bytes) -> Pixels:
 
 def decoder(codec: str) -> Callable[[bytes], Any]:
     """The function that undoes :func:`encoder`: the bytes of a chunk. It raises whatever the codec does on bad bytes."""
-    import imagecodecs
+    if codec == "none":
+        return bytes
+    if codec == "zstd":
+        import imagecodecs
+
+        return imagecodecs.zstd_decode
+    if codec in ("jpeg", "jpegxl"):
+        return functools.partial(_planes_of, codec)
     import numcodecs
 
-    decoders: dict[str, Callable[[bytes], Any]] = {"none": bytes, "zstd": imagecodecs.zstd_decode}
-    decoders |= {picture: functools.partial(_planes_of, picture) for picture in ("jpeg", "jpegxl")}
-    return decoders.get(codec) or numcodecs.Blosc().decode
+    decode: Callable[[bytes], Any] = numcodecs.Blosc().decode
+    return decode
 
 
 def room_for(chunk_bytes: int) -> int:
@@ -113,7 +117,8 @@ class ShardBuffer:
     """A shard in the making: coded chunks one after the other, in memory that is used again for the next one."""
 
     def __init__(self, chunks: int, chunk_bytes: int):
-        self._data = bytearray(chunks * room_for(chunk_bytes) + 16 * chunks + 4)
+        # unlike a bytearray it takes no memory before it is written to
+        self._data = np.empty(chunks * room_for(chunk_bytes) + 16 * chunks + 4, np.uint8).data
         self._index, self._end = np.full((chunks, 2), EMPTY, "<u8"), 0
 
     def clear(self) -> None:
@@ -129,7 +134,7 @@ class ShardBuffer:
         """Code a contiguous chunk as that number, in C order; one that is all zero is left out, as the format has it."""
         if is_blank(chunk):
             return
-        length = encode(chunk, memoryview(self._data)[self._end :])
+        length = encode(chunk, self._data[self._end :])
         self._index[number] = self._end, length
         self._end += length
 
@@ -147,25 +152,25 @@ class ShardBuffer:
         tail = table + google_crc32c.value(table).to_bytes(4, "little") if is_sharded else b""
         end = self._end + len(tail)
         self._data[self._end : end] = tail
-        return memoryview(self._data)[:end]
+        return self._data[:end]
 
 
 class ArrayFiles:
     """The files of one array (c, y, x) of a store, for whoever writes whole shards of it (or chunks, where it has no shards).
 
-    ``folder`` is the array's, ``array`` its metadata as zarr made them, ``codec`` that of its chunks. ``digests`` collects the
-    digest of each file, by its path in the store. Threads may write different files at once.
+    ``folder`` is the array's. ``digests`` collects the digest of each file, by its path in the store. Threads may write different
+    files at once.
     """
 
-    def __init__(self, folder: Path, array: zarr.Array[Any], codec: str):
+    def __init__(self, folder: Path, layout: ArrayLayout):
         if sys.byteorder != "little":
             raise RuntimeError("Stores are written on little-endian machines only.")
-        self.folder, self.shape, self.dtype = folder, tuple(array.shape), np.dtype(array.dtype)
-        self.chunk_px, self.unit_px = int(array.chunks[-1]), int((array.shards or array.chunks)[-1])
-        self.is_sharded = array.shards is not None
+        self.folder, self.layout, self.dtype = folder, layout, np.dtype(layout.dtype)
+        self.shape = (layout.channels, *layout.shape[-2:])
+        self.chunk_px, self.unit_px = layout.chunk_px, layout.unit_px
         self.per_unit = (self.unit_px // self.chunk_px) ** 2
         self.digests: dict[str, str] = {}
-        self.encode, self.is_lossy = encoder(codec, self.dtype.itemsize), codec == "jpeg"
+        self.encode, self.is_lossy = encoder(layout.codec, self.dtype.itemsize), layout.codec == "jpeg"
 
     def buffer(self) -> ShardBuffer:
         """Room for one unit of this array."""
@@ -175,24 +180,47 @@ class ArrayFiles:
         """Write the file of the unit at ``row``, ``column``; there is none for a unit of zeros."""
         if shard.is_empty:
             return
-        data = shard.file(self.is_sharded)
-        file = self.folder / "c" / "0" / str(row) / str(column)
+        data = shard.file(self.layout.is_sharded)
+        file = self.layout.file(self.folder, row, column)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
-        self.digests[f"{self.folder.name}/c/0/{row}/{column}"] = digest_of(data)
+        self.digests[file.relative_to(self.folder.parent).as_posix()] = digest_of(data)
+
+
+def write_pixels(folder: Path, layout: ArrayLayout, pixels: Pixels) -> None:
+    """Write all pixels, (c, y, x) or (y, x), of the array ``folder``, which are in memory."""
+    files, side, across = ArrayFiles(folder, layout), layout.chunk_px, layout.unit_px // layout.chunk_px
+    planes, shard = pixels.reshape(files.shape), files.buffer()
+    for row, column in itertools.product(*(range(-(-n // layout.unit_px)) for n in files.shape[1:])):
+        shard.clear()
+        for number, (r, c) in enumerate(itertools.product(range(across), repeat=2)):
+            y, x = row * layout.unit_px + r * side, column * layout.unit_px + c * side
+            part = planes[:, y : y + side, x : x + side]
+            chunk = np.zeros((files.shape[0], side, side), files.dtype)
+            chunk[:, : part.shape[1], : part.shape[2]] = part
+            shard.add(number, chunk, files.encode)
+        files.write(row, column, shard)
 
 
 class StoredLevel:
-    """Small boxes of an array (c, y, x) whose files :class:`ArrayFiles` wrote, many at once.
+    """Boxes of an array (c, y, x) or (y, x) whose files :class:`ArrayFiles` wrote.
 
     zarr reads them too, at some milliseconds a box, whichever chunk that lies in.
     """
 
-    def __init__(self, array: zarr.Array[Any], folder: Path, codec: str):
-        self.folder, self.shape, self.dtype = folder, tuple(array.shape), np.dtype(array.dtype)
-        self.chunk_px, self.unit_px = int(array.chunks[-1]), int((array.shards or array.chunks)[-1])
-        self.is_sharded = array.shards is not None
-        self._decode = decoder(codec)
+    def __init__(self, folder: Path, layout: ArrayLayout):
+        self.folder, self.layout, self.dtype = folder, layout, np.dtype(layout.dtype)
+        self.shape = (layout.channels, *layout.shape[-2:])
+        self.chunk_px = layout.chunk_px
+        self._decode = decoder(layout.codec)
+
+    def whole(self) -> Pixels:
+        """All pixels, of the array's shape."""
+        return self.box((0, 0), self.shape[1:]).reshape(self.layout.shape)
+
+    def box(self, corner: tuple[int, int], size: Sequence[int]) -> Pixels:
+        """The pixels (c, height, width) of a box at ``corner`` (y, x) inside the array."""
+        return self._box(corner, size, {})
 
     def boxes(self, corners: Sequence[tuple[int, int]], side: int, threads: int = 1) -> Iterator[Pixels]:
         """The squares (c, side, side) at ``corners`` (y, x), all inside the array; in the order of their chunks."""
@@ -206,16 +234,16 @@ class StoredLevel:
     def _near(self, corners: list[tuple[int, int]], side: int) -> list[Pixels]:
         """Boxes that start in one chunk, of which each chunk is decoded once."""
         chunks: dict[tuple[int, int], Pixels] = {}
-        return [self._box(at, side, chunks) for at in corners]
+        return [self._box(at, (side, side), chunks) for at in corners]
 
-    def _box(self, corner: tuple[int, int], side: int, chunks: dict[tuple[int, int], Pixels]) -> Pixels:
-        out, n = np.empty((self.shape[0], side, side), self.dtype), self.chunk_px
-        ranges = [range(at // n, (at + side - 1) // n + 1) for at in corner]
+    def _box(self, corner: tuple[int, int], size: Sequence[int], chunks: dict[tuple[int, int], Pixels]) -> Pixels:
+        out, n = np.empty((self.shape[0], *size), self.dtype), self.chunk_px
+        ranges = [range(at // n, (at + side - 1) // n + 1) for at, side in zip(corner, size, strict=True)]
         for row, column in itertools.product(*ranges):
             if (row, column) not in chunks:
                 chunks[row, column] = self._chunk(row, column)
             y, x = row * n - corner[0], column * n - corner[1]
-            source = (slice(max(0, -y), side - y), slice(max(0, -x), side - x))
+            source = (slice(max(0, -y), size[0] - y), slice(max(0, -x), size[1] - x))
             part = chunks[row, column][:, source[0], source[1]]
             out[:, max(0, y) : max(0, y) + part.shape[1], max(0, x) : max(0, x) + part.shape[2]] = part
         return out
@@ -223,16 +251,16 @@ class StoredLevel:
     def _chunk(self, row: int, column: int) -> Pixels:
         """A decoded chunk (c, y, x), whole also where it reaches beyond the array."""
         shape = (self.shape[0], self.chunk_px, self.chunk_px)
-        per_unit = self.unit_px // self.chunk_px
-        file = self.folder / "c" / "0" / str(row // per_unit) / str(column // per_unit)
+        per_unit = self.layout.unit_px // self.chunk_px
+        file = self.layout.file(self.folder, row // per_unit, column // per_unit)
         coded = self._coded(file, row % per_unit * per_unit + column % per_unit) if file.exists() else b""
         return np.frombuffer(self._decode(coded), self.dtype).reshape(shape) if coded else np.zeros(shape, self.dtype)
 
     def _coded(self, file: Path, number: int) -> bytes:
-        if not self.is_sharded:
+        if not self.layout.is_sharded:
             return file.read_bytes()
         with file.open("rb") as stream:
-            stream.seek(16 * number - 16 * (self.unit_px // self.chunk_px) ** 2 - 4, os.SEEK_END)
+            stream.seek(16 * number - 16 * (self.layout.unit_px // self.chunk_px) ** 2 - 4, os.SEEK_END)
             at, length = (int(n) for n in np.frombuffer(stream.read(16), "<u8"))
             if at == EMPTY:
                 return b""

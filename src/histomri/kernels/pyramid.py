@@ -6,7 +6,8 @@ even; integers are exact, floats accumulate in float64. All arrays are planar, (
 on beside them (y, x, height, width): of a contiguous array the compiler knows that a row's pixels are neighbours, and works on
 many at once; of a view it does not, and is four to ten times slower.
 
-The formulas stand here; for large images their compiled forms (``pyramid_compiled``) take over, which give the same bits.
+The formulas stand here; for large images of unsigned pixels their compiled forms (``pyramid_compiled``) take over, which give the
+same bits.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ def sum_type(dtype: DTypeLike, level: int) -> np.dtype[Any]:
     return np.dtype(f"{kind.kind}{2 if bits <= 16 else 4 if bits <= 32 else 8}")
 
 
-# numba takes half a second to import, and saves it on so many pixels (the formulas below take 3 to 4 ms a megapixel more)
-WORTH_COMPILED_PX = 1 << 27
+# compiled code takes 0.1 s to load, and saves it on so many pixels (the formulas below take 3 to 4 ms a megapixel more)
+WORTH_COMPILED_PX = 1 << 25
 
 
 def worth_compiling(pixels: int) -> bool:
-    """Whether an image of so many pixels pays for the import of the compiled kernels."""
+    """Whether an image of so many pixels pays for loading the compiled kernels."""
     return pixels > WORTH_COMPILED_PX
 
 
@@ -49,8 +50,9 @@ def add_quads(sums: Array, box: Box, out: Array, corner: Corner, compiled: bool 
     if compiled:
         from histomri.kernels import pyramid_compiled
 
-        pyramid_compiled.add_quads(sums, box, out, corner)
-        return
+        if pyramid_compiled.can_add(sums, out):
+            pyramid_compiled.add_quads(sums, box, out, corner)
+            return
     y, x, height, width = box
     half = (height + 1) // 2, (width + 1) // 2
     for plane, into in zip(sums, out, strict=True):
@@ -69,8 +71,9 @@ def round_sums(sums: Array, box: Box, shift: int, out: Array, compiled: bool = F
     if compiled:
         from histomri.kernels import pyramid_compiled
 
-        pyramid_compiled.round_sums(sums, box, shift, out)
-        return
+        if pyramid_compiled.can_round(sums, out):
+            pyramid_compiled.round_sums(sums, box, shift, out)
+            return
     y, x, height, width = box
     kind = sums.dtype.type
     for plane, into in zip(sums, out, strict=True):

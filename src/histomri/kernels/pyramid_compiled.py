@@ -1,57 +1,126 @@
-"""The kernels of :mod:`histomri.kernels.pyramid`, compiled: the same numbers, many pixels at a time. They release the GIL."""
+"""The kernels of :mod:`histomri.kernels.pyramid`, compiled: the same numbers, many pixels at a time. They release the GIL.
+
+For unsigned pixels, and sums of up to 32 bits. They are given the address of the first pixel, and how many pixels lie from one
+plane, and from one row, to the next.
+"""
 
 from __future__ import annotations
 
+import functools
+import threading
 from typing import Any
 
-from numba import njit
+import numpy as np
+from numpy.typing import NDArray
 
+from histomri.kernels.native import Kernel, Kernels, load
+
+Array = NDArray[Any]
 Box = tuple[int, int, int, int]
 Corner = tuple[int, int]
 
 
-@njit(cache=True, nogil=True)
-def add_quads(sums: Any, box: Box, out: Any, corner: Corner) -> None:
+def _add(
+    below: Any, below_plane: int, below_row: int, count: int, height: int, width: int, sums: Any, plane: int, row: int
+) -> None:
+    for c in range(count):
+        for i in range((height + 1) // 2):
+            top = c * below_plane + 2 * i * below_row
+            bottom, to = c * below_plane + min(2 * i + 1, height - 1) * below_row, c * plane + i * row
+            for j in range(width // 2):
+                left = below[top + 2 * j] + below[bottom + 2 * j]
+                sums[to + j] = left + (below[top + 2 * j + 1] + below[bottom + 2 * j + 1])
+            if width % 2:
+                last = below[top + width - 1] + below[bottom + width - 1]
+                sums[to + width // 2] = last + last
+
+
+def _round(
+    sums: Any, sums_plane: int, sums_row: int, count: int, height: int, width: int, shift: int, out: Any, plane: int, row: int
+) -> None:
+    low = (1 << (shift - 1)) - 1
+    for c in range(count):
+        for i in range(height):
+            at, to = c * sums_plane + i * sums_row, c * plane + i * row
+            for j in range(width):
+                value = sums[at + j]
+                out[to + j] = (value + low + ((value >> shift) & 1)) >> shift
+
+
+def _split(pixels: Any, row: int, height: int, width: int, red: Any, green: Any, blue: Any, plane_row: int) -> None:
+    for i in range(height):
+        at, to = i * row, i * plane_row
+        for j in range(width):
+            red[to + j], green[to + j], blue[to + j] = pixels[at + 3 * j], pixels[at + 3 * j + 1], pixels[at + 3 * j + 2]
+
+
+U1, U2, U4 = (np.dtype(name) for name in ("uint8", "uint16", "uint32"))
+SUMS = ((U1, U2), (U2, U2), (U2, U4), (U4, U4))
+ROUNDED = ((U2, U1), (U4, U1), (U4, U2))
+KERNELS: Kernels = {
+    **{f"add_{a}_{b}": (_add, (a.name, *"iiiii", b.name, *"ii")) for a, b in SUMS},
+    **{f"round_{a}_{b}": (_round, (a.name, *"iiiiii", b.name, *"ii")) for a, b in ROUNDED},
+    **{f"split_{kind}": (_split, (kind.name, *"iii", *[kind.name] * 3, "i")) for kind in (U1, U2)},
+}
+
+
+_lock = threading.Lock()
+
+
+@functools.cache
+def _kernel(job: str, *kinds: np.dtype[Any]) -> Kernel:
+    # the first time takes seconds, and all workers ask at once
+    with _lock:
+        return _loaded()["_".join([job, *(kind.name for kind in kinds)])]
+
+
+@functools.cache
+def _loaded() -> dict[str, Kernel]:
+    return load(KERNELS)
+
+
+def can_add(sums: Array, out: Array) -> bool:
+    """Whether :func:`add_quads` is compiled for such arrays."""
+    return (sums.dtype, out.dtype) in SUMS and sums.flags.c_contiguous and out.flags.c_contiguous
+
+
+def can_round(sums: Array, out: Array) -> bool:
+    """Whether :func:`round_sums` is compiled for such arrays."""
+    return (sums.dtype, out.dtype) in ROUNDED and sums.flags.c_contiguous and out.flags.c_contiguous
+
+
+def _at(planes: Array, box: Box, count: int) -> int:
+    """The address of the corner of a box in the first of contiguous planes. Raises ``IndexError`` where it does not fit."""
+    y, x, height, width = box
+    if min(y, x) < 0 or y + height > planes.shape[1] or x + width > planes.shape[2] or count > len(planes):
+        raise IndexError(f"the box {box} leaves {count} planes of {planes.shape}")
+    # slices would do, but what Python runs once for each tile finds its own code out of the cache and is slow
+    address: int = planes.ctypes.data + y * planes.strides[1] + x * planes.strides[2]
+    return address
+
+
+def add_quads(sums: Array, box: Box, out: Array, corner: Corner) -> None:
     """``out[c, i, j]`` = sum of ``sums[c, 2i:2i+2, 2j:2j+2]``, in the box and from the corner (y, x) of ``out`` on.
 
-    The last row and column are repeated where the box's size is odd. Columns are summed first.
+    The last row and column are repeated where the box's size is odd. Both are contiguous.
     """
-    kind = out.dtype.type
-    y, x, height, width = box
-    for c in range(sums.shape[0]):
-        for i in range((height + 1) // 2):
-            top = sums[c, y + 2 * i, x : x + width]
-            bottom = sums[c, y + min(2 * i + 1, height - 1), x : x + width]
-            row = out[c, corner[0] + i, corner[1] : corner[1] + (width + 1) // 2]
-            for j in range(width // 2):
-                row[j] = (kind(top[2 * j]) + kind(bottom[2 * j])) + (kind(top[2 * j + 1]) + kind(bottom[2 * j + 1]))
-            if width % 2:
-                last = kind(top[width - 1]) + kind(bottom[width - 1])
-                row[width // 2] = last + last
+    (count, rows, row), (_, out_rows, out_row), (height, width) = sums.shape, out.shape, box[2:]
+    to = _at(out, (*corner, (height + 1) // 2, (width + 1) // 2), count)
+    kernel = _kernel("add", sums.dtype, out.dtype)
+    kernel(_at(sums, box, count), rows * row, row, count, height, width, to, out_rows * out_row, out_row)
 
 
-@njit(cache=True, nogil=True)
-def round_sums(sums: Any, box: Box, shift: int, out: Any) -> None:
-    """The corner of ``out`` = integer ``sums / 2**shift`` of a box, rounded half to even."""
-    kind = sums.dtype.type
-    low, by, one = kind((1 << (shift - 1)) - 1), kind(shift), kind(1)
-    y, x, height, width = box
-    for c in range(sums.shape[0]):
-        for i in range(height):
-            row, to = sums[c, y + i, x : x + width], out[c, i, :width]
-            for j in range(width):
-                value = row[j]
-                to[j] = (value + low + ((value >> by) & one)) >> by
+def round_sums(sums: Array, box: Box, shift: int, out: Array) -> None:
+    """The corner of ``out`` = integer ``sums / 2**shift`` of a box, rounded half to even. Both are contiguous."""
+    (count, rows, row), (_, out_rows, out_row), (height, width) = sums.shape, out.shape, box[2:]
+    to = _at(out, (0, 0, height, width), count)
+    kernel = _kernel("round", sums.dtype, out.dtype)
+    kernel(_at(sums, box, count), rows * row, row, count, height, width, shift, to, out_rows * out_row, out_row)
 
 
-@njit(cache=True, nogil=True)
-def split_rgb(pixels: Any, box: Box, planes: Any, corner: Corner) -> None:
-    """Copy a box of contiguous (y, x, 3) pixels into contiguous ``planes`` (3, y, x), from their corner (y, x) on."""
-    y, x, height, width = box
-    for i in range(height):
-        row = pixels[y + i, x : x + width].reshape(-1)
-        red = planes[0, corner[0] + i, corner[1] : corner[1] + width]
-        green = planes[1, corner[0] + i, corner[1] : corner[1] + width]
-        blue = planes[2, corner[0] + i, corner[1] : corner[1] + width]
-        for j in range(width):
-            red[j], green[j], blue[j] = row[3 * j], row[3 * j + 1], row[3 * j + 2]
+def split_rgb(pixels: Array, box: Box, planes: Array, corner: Corner) -> None:
+    """Copy a box of (y, x, 3) pixels into ``planes`` (3, y, x), from their corner (y, x) on; both are contiguous."""
+    height, width = box[2:]
+    at, step = _at(planes, (*corner, height, width), 3), planes.strides[0]
+    tile = _at(pixels[None], box, 1)
+    _kernel("split", pixels.dtype)(tile, 3 * pixels.shape[1], height, width, at, at + step, at + 2 * step, planes.shape[2])

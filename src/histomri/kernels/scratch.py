@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import Any
 
@@ -14,8 +15,9 @@ _own = threading.local()
 def scratch(name: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     """This thread's array of any content, contiguous, good until the thread asks for the same name again."""
     own: dict[Any, NDArray[Any]] = _own.__dict__
-    size, held = int(np.prod(shape)), own.get((name, np.dtype(dtype)))
+    key = name, np.dtype(dtype)
+    size, held = math.prod(shape), own.get(key)
     if held is None or held.size < size:
-        held = own[name, np.dtype(dtype)] = np.empty(size, dtype)
+        held = own[key] = np.empty(size, dtype)
     found: NDArray[Any] = held[:size].reshape(shape)
     return found

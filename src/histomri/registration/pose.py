@@ -1,7 +1,8 @@
 """Pose of a block in its MRI with no initial guess.
 
-Rotations from an even cover of SO(3), every shift by FFT correlation of outline and edges, the best few refined from rigid over
-one scale per axis to affine, judged by metrics that the search did not use. Mirror images are kept apart.
+Rotations from an even cover of SO(3), every shift by normalised FFT correlation of outline and edges over what the sections span
+(Padfield 2012), the best few refined from rigid over one scale per axis to affine, judged by metrics that the search did not use.
+Mirror images are kept apart.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from histomri.registration.similarity import nmi
 Float = NDArray[np.float64]
 SCALE_LIMITS = (0.6, 1.25)
 REFINED = 4
+# of the most tissue that the MRI shows anywhere within the span: less is compared as if it were that much
+LEAST_ENERGY = 0.02
 REFUSED = 2
 
 
@@ -212,20 +215,47 @@ def search_orientations(
     reach = max(_reach(fixed, middle_fixed), _reach(moving, middle_moving) / scale)
     size = fft.next_fast_len(int(np.ceil(_reach(fixed, middle_fixed) + reach)) + 2, real=True)
     size = max(size, 8)
-    reference = np.conj(fft.rfftn(_cube(fixed, middle_fixed, np.eye(3), size), axes=(1, 2, 3)))
+    compare = _Correlation(_cube(fixed, middle_fixed, np.eye(3), size), _span(fixed, middle_fixed, size))
     found: list[tuple[float, Float]] = []
     for flip in mirrored:
         hand = np.diag([1.0, 1.0, -1.0]) if flip else np.eye(3)
         for turn in super_fibonacci(rotations):
             linear = turn @ hand * scale
-            spectrum = fft.rfftn(_cube(moving, middle_moving, linear, size), axes=(1, 2, 3))
-            surface = fft.irfftn((reference * spectrum).sum(axis=0), s=(size,) * 3)
+            surface = compare.surface(_cube(moving, middle_moving, linear, size))
             peak = np.array(np.unravel_index(int(surface.argmax()), surface.shape))
             shift = np.where(peak > size // 2, peak - size, peak) * spacing_mm
             matrix = np.eye(4)
             matrix[:3, :3], matrix[:3, 3] = linear, middle_moving + linear @ (shift - middle_fixed)
             found.append((float(surface[tuple(peak)]), matrix))
     return _distinct_poses(sorted(found, key=lambda f: -f[0]), stack.mask, keep)
+
+
+class _Correlation:
+    """``<f, m>_W / (|f|_W |m|_W)`` for every shift of m: channels f and m (c, n, n, n), W (n, n, n) where f is known."""
+
+    def __init__(self, fixed: NDArray[np.float32], known: NDArray[np.float32]):
+        self.side = known.shape[0]
+        self.fixed = np.conj(fft.rfftn(fixed * known, axes=(1, 2, 3)))
+        self.known = np.conj(fft.rfftn(known))
+        self.norm = float(np.linalg.norm(fixed * known))
+
+    def surface(self, moving: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The cosine for each cyclic shift (n, n, n)."""
+        shape = (self.side,) * 3
+        product = fft.irfftn((self.fixed * fft.rfftn(moving, axes=(1, 2, 3))).sum(axis=0), s=shape)
+        energy = fft.irfftn(self.known * fft.rfftn((moving**2).sum(axis=0)), s=shape)
+        least = LEAST_ENERGY * float(energy.max())
+        return np.asarray(product / (self.norm * np.sqrt(np.maximum(energy, least)) + 1e-12), np.float32)
+
+
+def _span(channels: Channels, middle: Float, size: int) -> NDArray[np.float32]:
+    """1 from the first section with tissue to the last, on the cube of :func:`_cube`: what lies beyond a block was not cut."""
+    planes = np.nonzero((channels.data[..., -1] > 0.25).any(axis=(1, 2)))[0]
+    first, last = (float(planes[0]), float(planes[-1])) if len(planes) else (0.0, float(channels.grid.shape[0] - 1))
+    spacing = channels.grid.spacing_mm[0]
+    nodes = np.indices((size,) * 3).reshape(3, -1).T - float(size // 2)
+    along = channels.grid.to_index(middle + nodes * spacing)[:, 0]
+    return ((along >= first - 0.5) & (along <= last + 0.5)).astype(np.float32).reshape((size,) * 3)
 
 
 def _shrinkage(stack_mask: Image, mri_mask: Image) -> float:

@@ -9,22 +9,21 @@ import numpy as np
 
 from histomri.io import omezarr
 from histomri.io.sections import SectionManifest, open_tissue
-from histomri.io.shards import StoredLevel
 
 QUALITY_TILE_PX, QUALITY_TILES = 64, 200
 # the quietest tenth of the glass is the camera's noise: a few tiles tell it
 GLASS_TILES = 60
 
 
-def add_quality(record: SectionManifest, codec: str, threads: int = 1) -> SectionManifest:
-    """Measure focus on tiles of level 0 (of that codec), and the stain on the working level; nothing for an empty section."""
+def add_quality(record: SectionManifest, threads: int = 1) -> SectionManifest:
+    """Measure focus on tiles of level 0, and the stain on the working level; nothing for an empty section."""
     from histomri.kernels.focus import measure_focus, measure_stain, white_balance
     from histomri.kernels.glass import density_over
 
     if not record.is_usable:
         return record
     mask = open_tissue(record).data
-    level = StoredLevel(omezarr.open_array(record.store, "0"), record.store / "0", codec)
+    level = omezarr.stored_level(record.store, "0")
 
     def tiles(where: np.ndarray, most: int) -> Iterator[np.ndarray]:
         corners = spread_tiles(where, 2**record.tissue_level, record.shape, most)
@@ -32,7 +31,7 @@ def add_quality(record: SectionManifest, codec: str, threads: int = 1) -> Sectio
             yield density_over(np.moveaxis(planes, 0, -1), record.background, record.inverted).mean(axis=-1)
 
     focus = measure_focus(tiles(mask, QUALITY_TILES), tiles(~grown_mask(mask), GLASS_TILES))
-    pixels = np.moveaxis(omezarr.open_array(record.store, str(record.tissue_level))[...], 0, -1)
+    pixels = np.moveaxis(omezarr.read_pixels(record.store, str(record.tissue_level)), 0, -1)
     stain = measure_stain(density_over(pixels, record.background, record.inverted)[mask])
     return replace(
         record,

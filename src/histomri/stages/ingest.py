@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -154,8 +155,17 @@ def convert(
         dropped=info.dropped,
     )
     record = add_tissue(record, mask_settings(settings), storage, found.own if found else None)
-    record = add_quality(record, storage.codec, threads)
-    return add_stains(record, section.stain, settings.stains, settings.registration_channel), digests
+    return measured(record, section.stain, settings, threads), digests
+
+
+def measured(record: SectionManifest, stain: str, settings: IngestSettings, threads: int) -> SectionManifest:
+    """The manifest with focus and stains, measured side by side where there are threads for it."""
+    each = max(1, threads // 2)
+    with ThreadPoolExecutor(min(2, threads)) as pool:
+        stained = pool.submit(add_stains, record, stain, settings.stains, settings.registration_channel, each)
+        sharp = pool.submit(add_quality, record, each)
+        found = stained.result()
+    return replace(sharp.result(), stains=found.stains, registration_channel=found.registration_channel, flags=found.flags)
 
 
 def storage_of(spec: omezarr.PyramidSpec, settings: IngestSettings) -> tuple[omezarr.Storage, tuple[str, ...]]:

@@ -36,7 +36,7 @@ def add_tissue(
 
     fits = [k for k in range(record.levels) if max(record.level_grid(k).shape) <= settings.mask_px]
     level = fits[0] if fits else record.levels - 1
-    planes = omezarr.open_array(record.store, str(level))[...]
+    planes = omezarr.read_pixels(record.store, str(level))
     parameters = TissueParameters(
         min_contrast=settings.min_contrast,
         min_contrast_dark=settings.min_contrast_dark,

@@ -207,7 +207,7 @@ class TiffSlide(Slide):
 
         super().__init__()
         self._tiff = tifffile.TiffFile(path)
-        self._files: dict[str, int] = {}
+        self._files: dict[Any, int] = {}
         self._cache = TileCache(CACHE_BYTES)
         self._scratch = threading.local()
         try:
@@ -335,13 +335,20 @@ class TiffSlide(Slide):
             super().read_planes(y, x, height, width, planes)
             return
         compiled = worth_compiling(first.shape[0] * first.shape[1])
+        columns = self._columns
         for (top, left), box, tile in self._pieces((y, x), (height, width), 0, (0, 0)):
             if tile is None:
                 planes[:, top : top + box[2], left : left + box[3]] = self._fill
             else:
-                split_planes(tile[..., self._columns], box, planes, (top, left), compiled)
+                split_planes(tile if columns == slice(None) else tile[..., columns], box, planes, (top, left), compiled)
 
-    @property
+    @cached_property
+    def _jpeg(self) -> Any:
+        import imagecodecs
+
+        return imagecodecs.jpeg8_decode
+
+    @cached_property
     def _columns(self) -> Any:
         """The samples wanted of an interleaved tile: an index that copies nothing where all are."""
         every = self._chosen == list(range(self._levels[0].keyframe.samplesperpixel))
@@ -373,7 +380,7 @@ class TiffSlide(Slide):
         """
         level, page_number, index = key
         page = self._levels[level].pages[page_number]
-        if key in self._bad or page is None or page.databytecounts[index] == 0:
+        if page is None or page.databytecounts[index] == 0 or key in self._bad:
             return None
         try:
             if is_whole:
@@ -397,15 +404,11 @@ class TiffSlide(Slide):
         data = self._read(page, index)
         if len(data) < page.databytecounts[index]:
             raise EOFError("the file ends inside a tile")
-        if self._ends[level] and data[-2:] != JPEG_END and not data.rstrip(b"\0").endswith(JPEG_END):
+        if self._ends[level] and not data.endswith(JPEG_END) and not data.rstrip(b"\0").endswith(JPEG_END):
             raise EOFError("the tile lacks its end")
         keyframe, colours = page.keyframe, self._colours[level]
         if colours is not None and out is not None:
-            import imagecodecs
-
-            decoded: Pixels = imagecodecs.jpeg8_decode(
-                data, tables=page.jpegtables, colorspace=colours[0], outcolorspace=colours[1], out=out
-            )
+            decoded: Pixels = self._jpeg(data, tables=page.jpegtables, colorspace=colours[0], outcolorspace=colours[1], out=out)
             return decoded
         found, _, shape = keyframe.decode(data, index, jpegtables=page.jpegtables, jpegheader=keyframe.jpegheader)
         if found is None:
@@ -430,9 +433,12 @@ class TiffSlide(Slide):
 
     def _descriptor(self, handle: Any) -> int:
         """A descriptor of the file that a page lies in (an OME-TIFF may have several files)."""
-        if handle.path not in self._files:
-            # another thread may open it too: the first one stays, the spare is closed
-            mine = os.open(handle.path, os.O_RDONLY)
-            if self._files.setdefault(handle.path, mine) != mine:
-                os.close(mine)
-        return self._files[handle.path]
+        found = self._files.get(handle)
+        if found is not None:
+            return found
+        # another thread may open it too: the first one stays, the spare is closed
+        mine = os.open(handle.path, os.O_RDONLY)
+        first = self._files.setdefault(handle, mine)
+        if first != mine:
+            os.close(mine)
+        return first
