@@ -30,6 +30,10 @@ class StackSettings:
     fine_px: int = 150
     min_tissue: float = 0.02
     hint_deg: float = 30.0
+    affine_sweeps: int = 3
+    deformable_sweeps: int = 2
+    work_px: int = 160
+    shape_sections: float = 5.0
 
 
 def plan_pairs(sections: Sequence[Section], reach: int, batch: int) -> list[list[Pair]]:
@@ -190,7 +194,7 @@ def _placement(
     matrix = solution.block_to_section.get(section.id)
     flags: tuple[str, ...] = ()
     score = solution.score[section.id]
-    sure = 1.0 if score <= 0 else min(1.0, max(0.0, (score - solution.threshold) / (1e-9 + 0.5 * max(solution.threshold, 0.1))))
+    sure = solution.sure[section.id]
     if matrix is None:
         guess = _best_guess(section.id, solution, edges)
         if guess is None:
