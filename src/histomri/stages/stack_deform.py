@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from histomri.transforms.placement import Placement, Placements
 
 SURE = 0.5
+LOCKED = "a lock"
 NOTE = (
     "the shape along the stack that changes slowly (over more than about {sections:g} sections) cannot be known from sections "
     "alone and is as the rigid placement left it; what jumps from section to section was taken out"
@@ -26,7 +27,7 @@ def deform(
 ) -> None:
     """Take out what jumps from one section to the next; the placements of a block without an MRI.
 
-    Sections that lie on their photographs stay there.
+    Sections that lie on their photographs, or were locked by hand, stay there.
     """
     from histomri.io.placements import read_placements, write_placements
     from histomri.registration.stack_refinement import Smoothing, StackRefinement
@@ -39,10 +40,16 @@ def deform(
     shared = {f.name: getattr(settings, f.name) for f in dataclasses.fields(Smoothing) if hasattr(settings, f.name)}
     plan = Smoothing(spacing_mm=tissue_size_mm(sections, manifests) / settings.work_px, **shared)
     pixels = load_pixels(sections, manifests, placements, plan.spacing_mm)
-    held = frozenset(k for k, p in placements.placed.items() if p.quality.get("source") == "blockface" and p.confidence >= SURE)
+    held = frozenset(k for k, p in placements.placed.items() if _is_known(p))
     work = StackRefinement({k: p for k, p in pixels.items() if p.mask.data.any()}, placements.sections, plan, held)
     work.run(progress=_say)
     write_placements(placements_out, _result(placements, work, settings))
+
+
+def _is_known(placement: Placement) -> bool:
+    return LOCKED in placement.quality.values() or (
+        placement.quality.get("source") == "blockface" and placement.confidence >= SURE
+    )
 
 
 def _say(text: str) -> None:

@@ -33,7 +33,7 @@ def register(fixed: SimpleITK.Image, moving: SimpleITK.Image, dof: int, threads:
     greedy.execute(f"{general} {SEARCH} -o first", fixed=fixed, moving=moving, first=None)
     if dof == 12:
         greedy.execute(f"{general} {AFFINE} -o last", last=None)
-    metric = greedy.metric_log()[-1]["TotalPerPixelMetric"] / PER_PIXEL
+    metric = np.asarray(greedy.metric_log()[-1]["TotalPerPixelMetric"]).ravel()[-1] / PER_PIXEL
     # greedy's matrices are RAS, on (x, y)
     turned = np.diag([-1.0, -1.0, 1.0]) @ np.asarray(greedy["last" if dof == 12 else "first"]) @ np.diag([-1.0, -1.0, 1.0])
     swap = np.eye(3)[[1, 0, 2]]
