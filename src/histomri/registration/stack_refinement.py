@@ -42,7 +42,7 @@ TRUSTED = 0.2
 LOCAL = 7
 
 # chosen on a digital block and on 67 sections of a mouse: docs/decisions/registration.md
-TO_NEIGHBOURS = Plan(Bending(alpha=0.5, window=2.0), stride=2)
+TO_NEIGHBOURS = Plan(Bending(alpha=1.0, window=1.0), stride=2)
 
 
 @dataclass(frozen=True)
