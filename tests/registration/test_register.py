@@ -368,3 +368,41 @@ def test_an_image_without_background_is_used_whole_and_said() -> None:
     view, notes = views.make_view(Image(Grid((80, 90), 1.0), texture), None, "a")  # type: ignore[arg-type]
     assert view.mask.data.mean() > 0.9
     assert isinstance(view, View) and (view.mask.data.all() == bool(notes))
+
+
+GRID = Grid((160, 180), 1.0)
+RADII = np.hypot(*(GRID.points() - 80).transpose(2, 0, 1)) / 50
+TEXTURE = np.random.default_rng(0).uniform(0.3, 1.0, GRID.shape)
+
+
+def _seen(pixels: np.ndarray) -> View:
+    return views.make_view(Image(GRID, pixels.astype(np.uint8)), None, "a")[0]
+
+
+def test_an_extracted_brain_ends_where_its_background_begins() -> None:
+    pixels = np.where((RADII < 1) & (RADII > 0.1), 1 + 200 * TEXTURE, 0)
+    view = _seen(pixels)
+    assert view.extracted
+    np.testing.assert_array_equal(view.mask.data, RADII < 1)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.maximum(220 * np.exp(-2 * RADII**2) * TEXTURE - 15, 0),
+        np.where(RADII < 0.5, 200 * TEXTURE, np.where(RADII < 1.2, 246 + 4 * TEXTURE, 255)),
+        np.where(RADII < 0.5, 200 * TEXTURE, np.where(RADII < 1.2, 236 + 4 * TEXTURE, 0)),
+        np.where((RADII < 1) | (np.random.default_rng(1).random(GRID.shape) > 0.95), 1 + 200 * TEXTURE, 0),
+        np.where(abs(GRID.points() - 80).max(axis=-1) < 60, 250 * TEXTURE, 0),
+    ],
+    ids=["dark cut to 0", "white around glass", "black around glass", "dust on black", "padded picture"],
+)
+def test_other_even_backgrounds_are_no_outlines(pixels: np.ndarray) -> None:
+    assert not _seen(pixels).extracted
+
+
+def test_a_mask_that_was_given_stays() -> None:
+    pixels = np.where(RADII < 1, 1 + 200 * TEXTURE, 0).astype(np.uint8)
+    view, _ = views.make_view(Image(GRID, pixels), Image(GRID, (RADII < 0.5).astype(np.uint8)), "a")
+    assert not view.extracted
+    np.testing.assert_array_equal(view.mask.data, RADII < 0.5)

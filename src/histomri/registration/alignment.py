@@ -26,12 +26,14 @@ class View:
 
     ``image`` is float32, (*shape), one channel, finite; ``mask`` bool on the same grid, True = use. In 2D tissue is bright on a
     background of 0 (optical-density like) and what lies outside the mask is not erased. ``imaged``, bool, 2D only: where the
-    picture shows anything at all; None where it does everywhere.
+    picture shows anything at all; None where it does everywhere. ``extracted``: the mask was read off what surrounds the tissue,
+    one value exactly, as around an extracted brain.
     """
 
     image: Image
     mask: Image
     imaged: Image | None = None
+    extracted: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +41,7 @@ class Guide:
     """What the user knows beforehand. ``search`` False: the images lie about right in their world already.
 
     ``landmarks`` are corresponding points, fixed and moving, each (n, ndim) in mm and array order; they guide, and need not be
-    exact. ``outlines``: the masks of both images were given, so they end where the tissue does.
+    exact. ``outlines``: the masks end where the tissue does, because both were given or an image is extracted.
     """
 
     search: bool = True

@@ -153,12 +153,13 @@ def register(
     choice = Choice(None if transforms is None else tuple(transforms), metric, regularisation, optimiser, device)
     _check_choices(choice)
     _check_geometry(pair, names)
-    outlines = fixed_mask is not None and moving_mask is not None
-    guide = Guide(search, _landmarks(fixed_landmarks, moving_landmarks, pair[0].grid.ndim), outlines)
+    landmarks = _landmarks(fixed_landmarks, moving_landmarks, pair[0].grid.ndim)
     masks = (_as_mask(fixed_mask, pair[0], names[0]), _as_mask(moving_mask, pair[1], names[1]))
     progress(0.0, "reading")
-    views = together([partial(make_view, *given) for given in zip(pair, masks, names, strict=True)])
+    views = together([partial(make_view, *one) for one in zip(pair, masks, names, strict=True)])
     (fixed_view, said), (moving_view, more) = views
+    given = fixed_mask is not None and moving_mask is not None
+    guide = Guide(search, landmarks, given or fixed_view.extracted or moving_view.extracted)
     found = _at_one_scale(fixed_view, moving_view, choice, guide, part(progress, 0.1, 1.0))
     found = _judged(found, fixed_view, moving_view)
     if guide.landmarks is not None and found.status != "failed":
@@ -191,7 +192,7 @@ def _at_one_scale(fixed: View, moving: View, choice: Choice, guide: Guide, progr
     if not (guide.search and in_pixels) or 1 / SEARCHED < ratio < SEARCHED:
         return _aligned(fixed, moving, choice, guide, progress)
     imaged = moving.imaged and scaled(moving.imaged, ratio)
-    larger = View(scaled(moving.image, ratio), scaled(moving.mask, ratio), imaged)
+    larger = replace(moving, image=scaled(moving.image, ratio), mask=scaled(moving.mask, ratio), imaged=imaged)
     points = guide.landmarks and (guide.landmarks[0], guide.landmarks[1] * ratio)
     found = _aligned(fixed, larger, choice, replace(guide, landmarks=points), progress)
     *before, last = Chain.steps_of(found.transform)

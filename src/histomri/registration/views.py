@@ -27,6 +27,12 @@ MOST_TISSUE = 0.98
 CONSTANT = 1e-6
 RIM_SHARE = 0.1
 LEAST_FILLER = 0.002
+# of an extracted image: rim of one value, pixels in specks, brightness just inside the outline and its spread there, over the
+# brightest; glass beside a filler has at most 0.04 and 0.1 (or 1 and 0), brains at least 0.09 and 0.17
+EVEN_RIM = 0.95
+MOST_SPECKS = 0.02
+ABRUPT = 0.08
+UNEVEN = 0.12
 # of the rectangle that a picture would be without its filler: what JPEG or a ragged edge may take away from it
 PICTURE_SHARE = 0.985
 
@@ -59,12 +65,14 @@ def make_view(image: Image, mask: Image | None, name: str, longest_px: int = WOR
     if filler.any():
         notes.append(f"{name}: {filler.mean():.1%} is filler around the picture, which counts as not imaged")
     valid &= ~filler
+    extracted = _extracted(small.data, valid) if chosen is None and not filler.any() else None
+    chosen = chosen if extracted is None else extracted
     channel, tissue = _contrast(small.data, valid, np.dtype(image.data.dtype), chosen)
     if chosen is None:
         chosen, said = _usable(tissue & valid)
         notes += [f"{name}: {said}"] if said else []
     imaged = None if valid.all() else Image(small.grid, valid)
-    return View(Image(small.grid, channel), Image(small.grid, chosen & valid), imaged), notes
+    return View(Image(small.grid, channel), Image(small.grid, chosen & valid), imaged, extracted is not None), notes
 
 
 def _filler(data: Array, valid: Bool) -> Bool:
@@ -85,6 +93,44 @@ def _filler(data: Array, valid: Bool) -> Bool:
     # along its edge a picture is mixed with the filler
     grown = np.asarray(cv2.dilate(found.astype(np.uint8), np.ones((3, 3), np.uint8)), bool)
     return grown if _is_rectangle(~found) else np.zeros_like(valid)
+
+
+def _extracted(data: Array, valid: Bool) -> Bool | None:
+    """What one value exactly surrounds, if it ends there as an extracted brain does; None for any other image.
+
+    There it is bright at once, and not everywhere alike: where dark was cut to 0 tissue fades into the background, and where a
+    scanner filled what it did not scan even glass follows.
+    """
+    rim = np.concatenate([data[0], data[-1], data[:, 0], data[:, -1]])
+    background = np.median(rim, axis=0)
+    if (rim == background).all(axis=-1).mean() < EVEN_RIM:
+        return None
+    inside = ~_touching_rim((data == background).all(axis=-1)) & valid
+    outline = _eroded(inside, 1) & ~_eroded(inside, 2)
+    if not outline.any() or not LEAST_TISSUE <= inside.mean() <= MOST_TISSUE or _in_specks(inside) > MOST_SPECKS:
+        return None
+    contrast = np.abs(data - background).mean(axis=-1)
+    dark, middle, bright = np.percentile(contrast[outline], (10, 50, 90)) / np.percentile(contrast[inside], 99.5)
+    ends = middle >= ABRUPT and bright - dark >= UNEVEN and not _is_rectangle(inside)
+    return inside if ends else None
+
+
+def _touching_rim(mask: Bool) -> Bool:
+    """The pieces of a mask that reach the image's border."""
+    _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
+    rim = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
+    return np.asarray(np.isin(labels, rim[rim > 0]))
+
+
+def _in_specks(mask: Bool) -> float:
+    """Share of a mask in pieces of less than a hundredth of it."""
+    _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    sizes = np.bincount(labels.ravel())[1:]
+    return float(sizes[sizes < 0.01 * sizes.sum()].sum() / sizes.sum())
+
+
+def _eroded(mask: Bool, times: int) -> Bool:
+    return np.asarray(cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), iterations=times), bool)
 
 
 def _is_even(data: Array, corner: tuple[int, int]) -> bool:
