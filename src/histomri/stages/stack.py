@@ -28,12 +28,12 @@ class StackSettings:
     alpha: float = 0.01
     search_px: int = 60
     fine_px: int = 150
-    min_tissue: float = 0.02
-    hint_deg: float = 30.0
     affine_sweeps: int = 3
     deformable_sweeps: int = 2
     work_px: int = 160
     shape_sections: float = 5.0
+    min_tissue: float = 0.02
+    hint_deg: float = 30.0
 
 
 def plan_pairs(sections: Sequence[Section], reach: int, batch: int) -> list[list[Pair]]:
