@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from synthetic import apart, rigid
 
+from histomri.registration.mirror_likeness import least_lead
 from histomri.registration.section_graph import FLIP, Edge, edge_cost, edge_variance, null_threshold, solve_stack
 
 SPACING = 0.5
@@ -252,3 +254,35 @@ def test_short_good_pairs_are_cheap_and_sure() -> None:
 def test_flip_is_its_own_inverse_and_turns_x() -> None:
     np.testing.assert_array_equal(FLIP @ FLIP, np.eye(3))
     assert edge({"s0": np.eye(3), "s1": FLIP}, 0, 1).mirrored
+
+
+def symmetric_edges(truth: dict[str, Matrix], lead: float) -> list[Edge]:
+    """Pairs of a specimen whose mirror image scores nearly as high, and the more the further on in the stack."""
+    out = []
+    for e in all_edges(truth):
+        level = 0.35 + 0.25 * int(e.fixed[1:]) / len(truth) + e.other_face
+        out.append(replace(e, score=level + lead, other_face=level, margin=lead))
+    return out
+
+
+def test_symmetric_specimen_is_placed_by_the_lead_over_its_mirror_image() -> None:
+    truth, sections = stack_of(40)
+    edges = symmetric_edges(truth, 0.18)
+    assert sum(e.score > null_threshold(edges) for e in edges) < 0.75 * len(edges)
+    solution = solve_stack(edges, sections, SPACING)
+    assert set(solution.block_to_section) == set(truth)
+    assert max(errors(solution.block_to_section, truth, "s7").values()) < 1e-6
+    assert min(solution.sure.values()) > 0.3, "doubtful"
+
+
+def test_symmetric_specimen_without_a_lead_gains_no_pair() -> None:
+    truth, sections = stack_of(40)
+    edges = symmetric_edges(truth, 0.02)
+    assert least_lead(edges, list(sections), 0.01) > 0.02
+    solution = solve_stack(edges, sections, SPACING)
+    assert solution.accepted == 0 and len(solution.block_to_section) == 1
+
+
+def test_a_specimen_unlike_its_mirror_image_is_judged_by_the_null_distribution_alone() -> None:
+    truth, sections = stack_of(20)
+    assert least_lead(all_edges(truth), list(sections), 0.01) == np.inf

@@ -44,6 +44,7 @@ def test_no_mode_plans_a_job_too_many_or_too_few(
     expected["stack_edges"] = batches() * len(blocks)
     expected["stack_order"] = len(blocks)
     expected["stack_solve"] = len(blocks)
+    expected["stack_deform"] = len(blocks) - with_mri
     # without an MRI the volumes lie on the block's own grid
     expected["resample_volume"] = len(stains) * len(blocks)
     expected["mri_pose"] = expected["mri_refine"] = expected["mri_verify"] = with_mri

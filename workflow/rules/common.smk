@@ -305,7 +305,7 @@ def mri_files(block_id):
 
 def final_placements(block_id):
     """The placements that everything after registration uses."""
-    return f"{'mri' if STUDY.has_mri(block_id) else 'stack'}/{block_id}/placements.json"
+    return f"mri/{block_id}/placements.json" if STUDY.has_mri(block_id) else f"stack/{block_id}/deformed.json"
 
 
 def any_of(values):

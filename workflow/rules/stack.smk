@@ -81,3 +81,31 @@ rule stack_solve:
         "../../envs/histomri.yaml"
     script:
         "../scripts/stack/stack_solve.py"
+
+
+# only for blocks without an MRI, which shows each section its place
+rule stack_deform:
+    input:
+        manifests=lambda w: manifests(w.block),
+        placements="stack/{block}/placements.json",
+        fields="stack/{block}/placements.fields.npy",
+    output:
+        placements="stack/{block}/deformed.json",
+        fields="stack/{block}/deformed.fields.npy",
+    params:
+        sections=lambda w: rows(w.block),
+        manifest_sections=lambda w: manifest_sections(w.block),
+        settings=only("stack", "affine_sweeps", "deformable_sweeps", "work_px", "shape_sections"),
+        code=code("stack", "stack_deform"),
+    log:
+        "logs/stack/{block}/deform.log",
+    benchmark:
+        "benchmarks/stack/{block}/deform.tsv"
+    threads: 2
+    resources:
+        mem_mb=lambda w, attempt: grown(attempt, 2000, 10, len(manifests(w.block))),
+        runtime=lambda w: 60 + len(manifests(w.block)),
+    conda:
+        "../../envs/histomri.yaml"
+    script:
+        "../scripts/stack/stack_deform.py"

@@ -18,6 +18,8 @@ from scipy.sparse.csgraph import connected_components, dijkstra
 from scipy.sparse.linalg import lsqr
 from scipy.stats import norm
 
+from histomri.registration.mirror_likeness import least_lead, sureness
+
 Float = NDArray[np.float64]
 FLIP = np.diag([1.0, -1.0, 1.0])
 ROBUST_SWEEPS = 12
@@ -54,8 +56,8 @@ class Edge:
 @dataclass(frozen=True, eq=False)
 class StackSolution:
     """``block_to_section`` (3, 3) per section that could be placed; ``component`` numbers (0 = largest) of all sections;
-    ``threshold`` of the score above which edges were accepted; per section the best accepted ``score`` and the rms misfit of its
-    edges in mm."""
+    ``threshold`` of the score above which edges were accepted; per section the best accepted ``score``, the rms misfit of its
+    edges in mm, and how ``sure`` its place is, 0 to 1."""
 
     block_to_section: dict[str, Float]
     component: dict[str, int]
@@ -63,6 +65,7 @@ class StackSolution:
     score: dict[str, float]
     misfit_mm: dict[str, float]
     accepted: int
+    sure: dict[str, float]
 
 
 def null_threshold(edges: Iterable[Edge], alpha: float = 0.01) -> float:
@@ -110,7 +113,8 @@ def solve_stack(
     """
     names = list(sections)
     threshold = null_threshold(edges, alpha)
-    passed = [e for e in edges if e.score > threshold and e.margin > 0]
+    least = least_lead(edges, names, alpha)
+    passed = [e for e in edges if (e.score > threshold and e.margin > 0) or e.margin > least]
     accepted = bridged(names, consistent(passed, sections), passed)
     accepted = rejoined(accepted, edges, sections, spacing_mm, set(fixed or {}))
     component = _components(names, accepted, set(fixed or {}))
@@ -121,7 +125,9 @@ def solve_stack(
     if not fixed:
         solution = _choose_faces(solution, sections)
     score = {n: max((e.score for e in inside if n in (e.fixed, e.moving)), default=0.0) for n in names}
-    return StackSolution(solution, component, threshold, score, _misfit(solution, inside, sections), len(inside))
+    lead = {n: max((e.margin for e in inside if n in (e.fixed, e.moving)), default=0.0) for n in names}
+    sure = {n: sureness(score[n], threshold, lead[n], least) for n in names}
+    return StackSolution(solution, component, threshold, score, _misfit(solution, inside, sections), len(inside), sure)
 
 
 def consistent(edges: list[Edge], sections: Mapping[str, tuple[Float, bool | None]]) -> list[Edge]:

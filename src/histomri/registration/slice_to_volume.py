@@ -23,12 +23,12 @@ from histomri.registration.by_hand import MriGuides, is_locked, reach_mm
 from histomri.registration.channels import make_channels, match_contrast
 from histomri.registration.depth import depth_correction, section_depths
 from histomri.registration.linear import fit_linear
-from histomri.registration.node_flow import Pyramid
 from histomri.registration.pair import align, structure_score
+from histomri.registration.placed_sections import PlacedSections, with_much_tissue
 from histomri.registration.pose import Scaled, refine_pose
 from histomri.registration.rescue import mri_plane
 from histomri.registration.samples import Channels, draw_samples
-from histomri.registration.volume import SectionPixels, block_grid, field_pixels, on_plane, plane_grid, reconstruct
+from histomri.registration.volume import SectionPixels, block_grid, field_pixels, plane_grid, reconstruct
 from histomri.transforms import Affine
 from histomri.transforms.placement import Placement, Placements
 
@@ -58,13 +58,6 @@ class Refinement:
     bending: Plan = TO_VOLUME
 
 
-def _large(pixels: Mapping[str, SectionPixels]) -> frozenset[str]:
-    """Sections with more than 0.15 of the median tissue area: less cannot determine six parameters."""
-    areas = {k: float(p.mask.data.sum()) * float(np.prod(p.mask.grid.spacing_mm)) for k, p in pixels.items()}
-    least = 0.15 * float(np.median(list(areas.values()))) if areas else 0.0
-    return frozenset(k for k, area in areas.items() if area > least)
-
-
 class SliceToVolume:
     """The state of the refinement: sections' pixels, their placements, the block's pose, and the MRI (image and mask)."""
 
@@ -81,17 +74,16 @@ class SliceToVolume:
         self.placements = dict(placements)
         self.block_to_mri = block_to_mri
         self.settings = settings
-        self._kept: dict[str, tuple[Placement, Channels]] = {}
-        self._bent: dict[str, tuple[Placement, Pyramid]] = {}
         self.mri_grid = mri[0].grid
         self.mri_data = np.stack([np.asarray(mri[0].data, np.float32), np.asarray(mri[1].data, np.float32)], axis=-1)
         self.mri = Scaled(*mri)
         self.order = sorted(self.pixels, key=lambda k: (placements[k].position_mm, k))
         self.first = {k: placements[k].affine for k in self.order}
-        self.large = _large(self.pixels)
+        self.large = with_much_tissue(self.pixels)
         self.guides = {k: g for k, g in (guides or {}).items() if k in self.pixels}
         self.near_mm = {k: reach_mm(self.pixels[k].mask, self._missed_mm(placements[k])) for k in self.guides}
         self.plane = plane_grid(block_grid(self.pixels, {k: placements[k] for k in self.order}, settings.spacing_mm, margin=8))
+        self.shown = PlacedSections(self.pixels, self.plane)
 
     def run(self, progress: Callable[[str], None] = lambda _: None) -> None:
         """Affine sweeps, each followed by the 3D step, then deformable sweeps."""
@@ -133,7 +125,7 @@ class SliceToVolume:
     def goals(self, place: int) -> list[Goal]:
         """The same images as in :meth:`target`, each by itself."""
         plane = masked_pyramid(*self.mri_plane(self.placements[self.order[place]].position_mm))
-        near = [Goal(self._section_pyramid(key), share) for key, share in self._neighbours(place)]
+        near = [Goal(self.shown.pyramid(self.placements[key]), share) for key, share in self._neighbours(place)]
         return [Goal(plane, self.settings.mri_weight), *near]
 
     def _neighbours(self, place: int) -> list[tuple[str, float]]:
@@ -147,22 +139,8 @@ class SliceToVolume:
         return [(k, unit * v) for k, v in zip(nearby, near, strict=True) if v > 0]
 
     def section_channels(self, key: str) -> Channels:
-        """Structure channels of a section as it now lies on the block plane; kept until it moves."""
-        placement = self.placements[key]
-        if key not in self._kept or self._kept[key][0] is not placement:
-            self._kept[key] = (placement, make_channels(*self._here(key), "structure"))
-        return self._kept[key][1]
-
-    def _section_pyramid(self, key: str) -> Pyramid:
-        """A section as it now lies on the block plane; kept until it moves."""
-        placement = self.placements[key]
-        if key not in self._bent or self._bent[key][0] is not placement:
-            self._bent[key] = (placement, masked_pyramid(*self._here(key)))
-        return self._bent[key][1]
-
-    def _here(self, key: str) -> tuple[Image, Image]:
-        here = on_plane(self.pixels[key], self.placements[key], self.plane)
-        return Image(self.plane, here[..., 0]), Image(self.plane, here[..., 1] >= 0.5)
+        """Structure channels of a section as it now lies on the block plane."""
+        return self.shown.channels(self.placements[key])
 
     def _affine(self, place: int) -> Placement:
         """One affine step of one section; kept only where it scores higher and stays possible."""

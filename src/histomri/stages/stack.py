@@ -33,6 +33,10 @@ class StackSettings:
     alpha: float = 0.01
     search_px: int = 60
     fine_px: int = 150
+    affine_sweeps: int = 3
+    deformable_sweeps: int = 2
+    work_px: int = 160
+    shape_sections: float = 5.0
     min_tissue: float = 0.02
     hint_deg: float = 30.0
     strays: int = 12
@@ -225,7 +229,7 @@ def _placement(
     matrix = solution.block_to_section.get(section.id)
     flags: tuple[str, ...] = ()
     score = solution.score[section.id]
-    sure = 1.0 if score <= 0 else min(1.0, max(0.0, (score - solution.threshold) / (1e-9 + 0.5 * max(solution.threshold, 0.1))))
+    sure = solution.sure[section.id]
     if matrix is None:
         guess = _best_guess(section.id, solution, edges)
         if guess is None:
