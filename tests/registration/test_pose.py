@@ -70,17 +70,17 @@ def test_a_slab_is_compared_over_its_planes_alone() -> None:
     random = np.random.default_rng(0)
     moving = random.random((2, 10, 10, 10)).astype(np.float32)
     moving[:, 7:] += 2
-    known = np.zeros((10, 10, 10), np.float32)
-    known[2:6] = 1
-    fixed = moving + random.normal(scale=0.02, size=moving.shape).astype(np.float32)
-    surface = _Correlation(fixed, known).surface(moving)
-    assert np.unravel_index(surface.argmax(), surface.shape) == (0, 0, 0)
-    plain = [(moving * np.roll(fixed * known, s, axis=1)).sum() for s in range(10)]
-    assert np.argmax(plain) != 0
-    for shift in [(0, 0, 0), (3, 1, 9), (7, 4, 2)]:
-        moved = np.roll(moving, [-s for s in shift], axis=(1, 2, 3)) * known
-        expected = (moved * fixed).sum() / np.linalg.norm(moved) / np.linalg.norm(fixed * known)
-        np.testing.assert_allclose(surface[shift], expected, atol=1e-5)
+    slab, half = np.zeros((2, 10, 10, 10), np.float32)
+    slab[2:6] = half[2:6, :5] = 1
+    for known in (slab, half):
+        fixed = (moving + random.normal(scale=0.02, size=moving.shape).astype(np.float32)) * known
+        surface = _Correlation(fixed, (None, slab, known)).surfaces(moving)[-1]
+        assert np.unravel_index(surface.argmax(), surface.shape) == (0, 0, 0)
+        assert np.argmax([(moving * np.roll(fixed, s, axis=1)).sum() for s in range(10)]) != 0
+        for shift in [(0, 0, 0), (3, 1, 9), (7, 4, 2)]:
+            moved = np.roll(moving, [-s for s in shift], axis=(1, 2, 3)) * known
+            expected = (moved * fixed).sum() / np.linalg.norm(moved) / np.linalg.norm(fixed)
+            np.testing.assert_allclose(surface[shift], expected, atol=1e-5)
 
 
 def test_a_slab_out_of_a_specimen_is_found() -> None:

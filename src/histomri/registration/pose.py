@@ -1,13 +1,13 @@
 """Pose of a block in its MRI with no initial guess.
 
-Rotations from an even cover of SO(3), every shift by normalised FFT correlation of outline and edges over what the sections span
-(Padfield 2012), the best few refined from rigid over one scale per axis to affine, judged by metrics that the search did not use.
-Mirror images are kept apart.
+Rotations from an even cover of SO(3), every shift by normalised FFT correlation of outline and edges (Padfield 2012), over what
+the sections span and over their tissue alone, the best few of each refined from rigid over one scale per axis to affine, judged
+by metrics that the search did not use. Mirror images are kept apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -100,7 +100,8 @@ def find_pose(
         raise RegistrationError("The pose needs tissue in both the stack and the MRI; one of the masks is empty.")
     coarse = max(float(max(stack.mask.grid.extent_mm)), 1e-3) / 40
     # both hands are tried whatever is allowed: a mirrored pose that fits as well is a reason to doubt
-    starts = [s for hand in (False, True) for s in search_orientations(stack, mri, 1.5 * coarse, (hand,), rotations, keep)]
+    where = ("span", "tissue")
+    starts = [s for hand in (False, True) for s in search_orientations(stack, mri, 1.5 * coarse, (hand,), rotations, keep, where)]
     progress(f"{len(starts)} orientations to refine")
     rough = [c for start in starts if (c := refine_pose(stack, mri, start, (coarse,), ("rigid", "scaling"))) is not None]
     allowed = _distinct_candidates([c for c in rough if c.mirrored in mirrored], stack.mask, REFINED)
@@ -206,8 +207,13 @@ def search_orientations(
     mirrored: tuple[bool, ...],
     rotations: int,
     keep: int,
+    compared: tuple[str, ...] = ("all",),
 ) -> list[Float]:
-    """The best ``keep`` distinct starts (block mm -> MRI mm) over rotations, faces and shifts."""
+    """The best ``keep`` distinct starts (block mm -> MRI mm) over rotations, faces and shifts, by each comparison.
+
+    ``compared``: where the MRI's tissue counts against a match: "all" of it, what of it lies within the "span" of the sections,
+    or in their "tissue". A whole brain is found by the first two, a slab by the second, a hemisphere by the last.
+    """
     fixed = make_channels(*stack.at(spacing_mm), "edges")
     moving = make_channels(*mri.at(spacing_mm), "edges")
     scale = _shrinkage(stack.mask, mri.mask)
@@ -215,37 +221,48 @@ def search_orientations(
     reach = max(_reach(fixed, middle_fixed), _reach(moving, middle_moving) / scale)
     size = fft.next_fast_len(int(np.ceil(_reach(fixed, middle_fixed) + reach)) + 2, real=True)
     size = max(size, 8)
-    compare = _Correlation(_cube(fixed, middle_fixed, np.eye(3), size), _span(fixed, middle_fixed, size))
-    found: list[tuple[float, Float]] = []
+    cube = _cube(fixed, middle_fixed, np.eye(3), size)
+    known = {"all": None, "span": _span(fixed, middle_fixed, size), "tissue": (cube[-1] > 0).astype(np.float32)}
+    compare = _Correlation(cube, [known[name] for name in compared])
+    found: list[list[tuple[float, Float]]] = [[] for _ in compared]
     for flip in mirrored:
         hand = np.diag([1.0, 1.0, -1.0]) if flip else np.eye(3)
         for turn in super_fibonacci(rotations):
             linear = turn @ hand * scale
-            surface = compare.surface(_cube(moving, middle_moving, linear, size))
-            peak = np.array(np.unravel_index(int(surface.argmax()), surface.shape))
-            shift = np.where(peak > size // 2, peak - size, peak) * spacing_mm
-            matrix = np.eye(4)
-            matrix[:3, :3], matrix[:3, 3] = linear, middle_moving + linear @ (shift - middle_fixed)
-            found.append((float(surface[tuple(peak)]), matrix))
-    return _distinct_poses(sorted(found, key=lambda f: -f[0]), stack.mask, keep)
+            surfaces = compare.surfaces(_cube(moving, middle_moving, linear, size))
+            for kept, surface in zip(found, surfaces, strict=True):
+                peak = np.array(np.unravel_index(int(surface.argmax()), surface.shape))
+                shift = np.where(peak > size // 2, peak - size, peak) * spacing_mm
+                matrix = np.eye(4)
+                matrix[:3, :3], matrix[:3, 3] = linear, middle_moving + linear @ (shift - middle_fixed)
+                kept.append((float(surface[tuple(peak)]), matrix))
+    best = [_distinct_poses(sorted(kept, key=lambda f: -f[0]), stack.mask, keep) for kept in found]
+    return [matrix for kept in best for matrix in kept]
 
 
 class _Correlation:
-    """``<f, m>_W / (|f|_W |m|_W)`` for every shift of m: channels f and m (c, n, n, n), W (n, n, n) where f is known."""
+    """``<f, m> / (|f| |m|_W)`` for every shift of m: channels f and m (c, n, n, n); a W (n, n, n) is 1 around what f shows.
 
-    def __init__(self, fixed: NDArray[np.float32], known: NDArray[np.float32]):
-        self.side = known.shape[0]
-        self.fixed = np.conj(fft.rfftn(fixed * known, axes=(1, 2, 3)))
-        self.known = np.conj(fft.rfftn(known))
-        self.norm = float(np.linalg.norm(fixed * known))
+    Without a W ``|m|`` is left out: it would be the same for all shifts.
+    """
 
-    def surface(self, moving: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The cosine for each cyclic shift (n, n, n)."""
+    def __init__(self, fixed: NDArray[np.float32], known: Sequence[NDArray[np.float32] | None]):
+        self.side = fixed.shape[-1]
+        self.fixed = np.conj(fft.rfftn(fixed, axes=(1, 2, 3)))
+        self.known = [None if w is None else np.conj(fft.rfftn(w)) for w in known]
+        self.norm = float(np.linalg.norm(fixed)) + 1e-12
+
+    def surfaces(self, moving: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """The cosine over each W for each cyclic shift (n, n, n)."""
         shape = (self.side,) * 3
-        product = fft.irfftn((self.fixed * fft.rfftn(moving, axes=(1, 2, 3))).sum(axis=0), s=shape)
-        energy = fft.irfftn(self.known * fft.rfftn((moving**2).sum(axis=0)), s=shape)
-        least = LEAST_ENERGY * float(energy.max())
-        return np.asarray(product / (self.norm * np.sqrt(np.maximum(energy, least)) + 1e-12), np.float32)
+        product = fft.irfftn((self.fixed * fft.rfftn(moving, axes=(1, 2, 3))).sum(axis=0), s=shape) / self.norm
+        power = None if self.known == [None] else fft.rfftn((moving**2).sum(axis=0))
+        return [product if w is None else _over_energy(product, fft.irfftn(w * power, s=shape)) for w in self.known]
+
+
+def _over_energy(product: NDArray[np.float32], energy: NDArray[np.float32]) -> NDArray[np.float32]:
+    least = LEAST_ENERGY * float(energy.max()) + 1e-12
+    return np.asarray(product / np.sqrt(np.maximum(energy, least)), np.float32)
 
 
 def _span(channels: Channels, middle: Float, size: int) -> NDArray[np.float32]:
