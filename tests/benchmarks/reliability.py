@@ -87,7 +87,7 @@ def picture(studies: Sequence[tuple[str, list[dict[str, Any]]]]) -> str:
         sure = [row["right"] for row in rows if row["confidence"] >= 0.9]
         y = TOP + SIDE + 62 + 17 * k
         body.append(f'<text x="{LEFT}" y="{y}">{name}: {sum(sure)} of {len(sure)} given 0.9 or more are right</text>')
-    width, height = LEFT + SIDE + 40, TOP + SIDE + 62 + 17 * len(studies)
+    width, height = LEFT + SIDE + 80, TOP + SIDE + 62 + 17 * len(studies)
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
     style = 'font-family="sans-serif" font-size="12" fill="#222"'
     return "\n".join([f"{head} {style}>", f'<rect width="{width}" height="{height}" fill="#fff"/>', *body, "</svg>"]) + "\n"
