@@ -45,6 +45,7 @@ POINTS = 400
 SOUND = 0.85  # Dice of the published alignment where the section's truth mask is sound
 RIGHT_MM, RIGHT_DICE = 1.0, 0.9
 OFFSETS = range(-8, 9)
+EDGES, SURE = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.01), 0.9  # of confidence
 TARGETS = {  # measure: (limit, True where it must not be exceeded)
     "plane_distance_mm.median": (1.0, True),
     "tilt_deg": (2.0, True),
@@ -304,15 +305,24 @@ def judged_sections(output: Path, truth: BigBrainTruth, measures: Measures, offs
     return out
 
 
+def judged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The placed sections that the truth can call right or wrong: it is sound, they are right anyway, or foreign."""
+    return [r for r in rows if r["placed"] and (r["sound_truth"] or r["right"] or r["fate"] == "foreign")]
+
+
+def by_confidence(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The sections of each range of confidence."""
+    return [[r for r in rows if low <= r["confidence"] < high] for low, high in pairwise(EDGES)]
+
+
 def of_confidence(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """How many of the sections of each confidence are right, and what became of mirrored and foreign ones.
 
     A section whose own truth is not sound cannot be called wrong by it, and is left out where it would be.
     """
-    shown = [r for r in rows if r["placed"] and (r["sound_truth"] or r["right"] or r["fate"] == "foreign")]
-    edges = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.01)
-    bins = [[r["right"] for r in shown if low <= r["confidence"] < high] for low, high in pairwise(edges)]
-    sure = [r["right"] for r in shown if r["confidence"] >= 0.9]
+    shown = judged(rows)
+    bins = [[r["right"] for r in found] for found in by_confidence(shown)]
+    sure = [r["right"] for r in shown if r["confidence"] >= SURE]
     upright = [r["mirrored"] for r in rows if r["placed"] and r["fate"] == "sound"]
     turned_over = sum(upright) > len(upright) / 2  # the block's own hand is the program's to choose
     flipped = [r for r in rows if r["fate"] == "mirrored"]
@@ -324,15 +334,15 @@ def of_confidence(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "sure": len(sure),
         "sure_and_right": float(np.mean(sure)) if sure else None,
         "right_by_confidence": {
-            f"{low:g} to {min(high, 1):g}": [sum(b), len(b)] for (low, high), b in zip(pairwise(edges), bins, strict=True)
+            f"{low:g} to {min(high, 1):g}": [sum(b), len(b)] for (low, high), b in zip(pairwise(EDGES), bins, strict=True)
         },
         "mirrored": len(flipped),
         "mirrored_found": len(flipped) - len(unseen),
-        "mirrored_not_found_but_sure": [r["section"] for r in unseen if r["placed"] and r["confidence"] >= 0.9],
+        "mirrored_not_found_but_sure": [r["section"] for r in unseen if r["placed"] and r["confidence"] >= SURE],
         "wrongly_mirrored": [r["section"] for r in placed if r["fate"] == "sound" and r["mirrored"] != turned_over],
         "foreign": len(foreign),
         "foreign_found": sum(bool(r["flags"]) or r["confidence"] < 0.5 or not r["placed"] for r in foreign),
-        "foreign_but_sure": [r["section"] for r in foreign if r["placed"] and r["confidence"] >= 0.9],
+        "foreign_but_sure": [r["section"] for r in foreign if r["placed"] and r["confidence"] >= SURE],
         "sound_and_flagged": sum(bool(r["flags"]) and r["right"] for r in rows),
     }
 

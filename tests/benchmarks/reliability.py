@@ -11,31 +11,26 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
+from bigbrain_truth import SURE, by_confidence, judged
+
 COLOUR = "#1b6ca8"
 SIDE, LEFT, TOP = 420, 60, 44
 Z = 1.96
 Bin = tuple[float, int, int]  # mean confidence, right, all
 
 
-def shown(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The placed sections whose truth can tell: measured, and sound, right anyway, or foreign."""
-    measured = (r for r in rows if r["placed"] and (r["dice"] == r["dice"] or r["fate"] == "foreign"))
-    return [r for r in measured if r["sound_truth"] or r["right"] or r["fate"] == "foreign"]
+def shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The sections that were measured, and that their truth can judge; foreign ones are wrong wherever they lie."""
+    return judged([r for r in rows if r["dice"] == r["dice"] or r["fate"] == "foreign"])
 
 
-def bins(rows: Sequence[dict[str, Any]]) -> list[Bin]:
+def bins(rows: list[dict[str, Any]]) -> list[Bin]:
     """Mean confidence, right ones and all of them in each range that has any."""
-    out = []
-    for low, high in pairwise(EDGES):
-        some = [r for r in rows if low <= r["confidence"] < high or r["confidence"] == high == 1.0]
-        if some:
-            out.append((sum(r["confidence"] for r in some) / len(some), sum(r["right"] for r in some), len(some)))
-    return out
+    found = [some for some in by_confidence(rows) if some]
+    return [(sum(r["confidence"] for r in some) / len(some), sum(r["right"] for r in some), len(some)) for some in found]
 
 
 def interval(right: int, count: int) -> tuple[float, float]:
@@ -84,7 +79,7 @@ def picture(studies: Sequence[tuple[str, list[dict[str, Any]]]]) -> str:
     """The whole as SVG."""
     body = axes() + drawn(bins([row for _, rows in studies for row in rows]))
     for k, (name, rows) in enumerate(studies):
-        sure = [row["right"] for row in rows if row["confidence"] >= 0.9]
+        sure = [row["right"] for row in rows if row["confidence"] >= SURE]
         y = TOP + SIDE + 62 + 17 * k
         body.append(f'<text x="{LEFT}" y="{y}">{name}: {sum(sure)} of {len(sure)} given 0.9 or more are right</text>')
     width, height = LEFT + SIDE + 80, TOP + SIDE + 62 + 17 * len(studies)

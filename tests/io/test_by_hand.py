@@ -14,7 +14,7 @@ from histomri.io.by_hand import read_lock, read_pose, read_rough
 from histomri.io.check import check_study
 from histomri.io.config import load_study
 from histomri.io.placements import read_placements, write_placements
-from histomri.io.sheets import guide_from_dict, guide_to_dict, read_guides
+from histomri.io.sheets import guide_from_dict, guide_to_dict, parse_guides
 from histomri.io.transform_files import write_affine
 from histomri.transforms import Affine, DisplacementField
 from histomri.transforms.placement import Placement, Placements
@@ -51,8 +51,8 @@ def test_guides_leave_ras_at_the_door_and_survive_a_rules_params(study: Path) ->
     first, _, third, _ = load_study(study / "config.yaml").guides
     assert (first.section, first.point_px, first.mri_mm) == ("a", (20.0, 10.0), (3.0, -2.0, -1.0))
     assert (third.to_section, third.to_px, third.mri_mm) == ("a", (4.0, 3.0), None)
-    assert [guide_from_dict(guide_to_dict(g)) for g in read_guides(study / "guides.tsv")] == list(
-        read_guides(study / "guides.tsv")
+    assert [guide_from_dict(guide_to_dict(g)) for g in parse_guides(study / "guides.tsv").checked()] == list(
+        parse_guides(study / "guides.tsv").checked()
     )
 
 

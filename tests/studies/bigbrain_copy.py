@@ -40,17 +40,13 @@ def copy_study(folder: Path, data: Path, every: int = 1, **settings: dict[str, A
 
 def keep_part(folder: Path, data: Path, part: str) -> None:
     """Leave only a part of the brain in the study in ``folder``: ``hemisphere`` or ``third``."""
-    with (folder / "sections.tsv").open(newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
+    rows = read_sheet(folder / "sections.tsv")
     if part == "third":
         rows = rows[len(rows) // 3 : 2 * len(rows) // 3]
     else:
         masks = data / "bigbrain" / "truth" / "section_masks"
         rows = [row | {"region": half} for row in rows if (half := _left_half(masks / Path(row["file"]).name))]
-    with (folder / "sections.tsv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_sheet(folder / "sections.tsv", rows)
 
 
 def _left_half(mask: Path) -> str | None:
@@ -62,13 +58,22 @@ def _left_half(mask: Path) -> str | None:
 
 def _copy_sheet(source: Path, target: Path, column: str, data: Path, step: int) -> None:
     """Every ``step``-th row of a sheet, the paths in ``column`` moved from ``.../bigbrain/`` to ``data``."""
-    with source.open(newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t")
-        rows = list(reader)[::step]
+    rows = read_sheet(source)[::step]
     for row in rows:
         row[column] = str(data / row[column].partition("/bigbrain/")[2])
-    with target.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(reader.fieldnames or ()), delimiter="\t", lineterminator="\n")
+    write_sheet(target, rows)
+
+
+def read_sheet(path: Path) -> list[dict[str, str]]:
+    """The rows of a sheet."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def write_sheet(path: Path, rows: list[dict[str, str]]) -> None:
+    """Write a sheet with the columns of its first row."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 

@@ -8,7 +8,6 @@ and, where no stage looks, ``truth.json``: what was done, for ``bigbrain_truth.p
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import cv2
 import nibabel
 import numpy as np
-from bigbrain_copy import BESIDE, copy_study
+from bigbrain_copy import BESIDE, copy_study, read_sheet, write_sheet
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
@@ -30,7 +29,7 @@ def perturb(folder: Path, data: Path, seed: int, every: int = 1) -> Path:
     """Write the study and its truth into ``folder`` and return the path of its config."""
     config = copy_study(folder, data, every)
     rng = np.random.default_rng(seed)
-    rows = _read(folder / "sections.tsv")
+    rows = read_sheet(folder / "sections.tsv")
     fate = _fates(len(rows), rng)
     strangers = sorted((data / "mouse_nissl").rglob("*.jpg"))
     strangers = [p for p in strangers if p.stat().st_size > np.median([q.stat().st_size for q in strangers])]
@@ -44,7 +43,7 @@ def perturb(folder: Path, data: Path, seed: int, every: int = 1) -> Path:
         cv2.imwrite(str(path), picture)
         row["file"] = str(path)
         truth[row["section"]] = {"fate": what, "angle_deg": angle, "matrix": matrix.tolist()}
-    _write(folder / "sections.tsv", [row for row, what in zip(rows, fate, strict=True) if what != "missing"])
+    write_sheet(folder / "sections.tsv", [row for row, what in zip(rows, fate, strict=True) if what != "missing"])
     move = _move_mri(folder, rng)
     (folder / "truth.json").write_text(json.dumps({"seed": seed, "mri": move.tolist(), "sections": truth}))
     return config
@@ -87,7 +86,7 @@ def turned(picture: Grey, angle_deg: float, mirrored: bool) -> tuple[Grey, Float
 
 def _move_mri(folder: Path, rng: np.random.Generator) -> Float:
     """Another pose of the MRI, its voxels in another order: (4, 4) from where it was to where it is, RAS mm."""
-    rows = _read(folder / "blocks.tsv")
+    rows = read_sheet(folder / "blocks.tsv")
     move = np.eye(4)
     move[:3, :3] = Rotation.random(random_state=int(rng.integers(2**31))).as_matrix()
     move[:3, 3] = rng.uniform(-50, 50, 3)
@@ -100,20 +99,8 @@ def _move_mri(folder: Path, rng: np.random.Generator) -> Float:
     path = folder / "mri.nii.gz"
     nibabel.save(nibabel.Nifti1Image(np.asanyarray(moved.dataobj), move @ moved.affine), path)
     rows[0]["mri"] = str(path)
-    _write(folder / "blocks.tsv", rows)
+    write_sheet(folder / "blocks.tsv", rows)
     return move
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t"))
-
-
-def _write(path: Path, rows: list[dict[str, str]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def main() -> None:

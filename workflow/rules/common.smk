@@ -18,7 +18,7 @@ from histomri.io.fingerprint import code_fingerprint, file_fingerprint
 from histomri.io.lock import hold_run as hold_run_of
 from histomri.io.placements import fields_file
 from histomri.io.resources import PACKAGE
-from histomri.io.sheets import block_to_dict, guide_from_dict, guide_to_dict, section_to_dict
+from histomri.io.sheets import block_to_dict, guide_to_dict, section_to_dict
 from histomri.kernels.named_stains import stain_problems
 from histomri.stages.grids import grid_entry, grid_names, grid_problems
 
@@ -209,16 +209,19 @@ def hand_files(block_id):
     return [*(s.transform for s in found if s.transform), *locks, *(fields_file(lock) for lock in locks)]
 
 
-def guides(block_id, to_mri):
+def guides_of(block_id, to_mri):
     """What guides the sections of a block to the MRI, or to each other."""
-    found = [g for g in STUDY.guides if STUDY.section(g.section).block == block_id and (g.mri_mm is not None) == to_mri]
-    return [guide_to_dict(g) for g in found]
+    return [g for g in STUDY.guides if STUDY.section(g.section).block == block_id and (g.mri_mm is not None) == to_mri]
+
+
+def guides(block_id, to_mri):
+    """The same for the params of a rule."""
+    return list(map(guide_to_dict, guides_of(block_id, to_mri)))
 
 
 def pose_guides(block_id):
     """What guides the block as a whole to its MRI; guides that mend a section or two leave the pose alone."""
-    found = guides(block_id, to_mri=True)
-    return found if tell_pose([guide_from_dict(g) for g in found]) else []
+    return guides(block_id, to_mri=True) if tell_pose(guides_of(block_id, to_mri=True)) else []
 
 
 def block_row(block_id):
@@ -305,7 +308,7 @@ def mri_files(block_id):
 
 def final_placements(block_id):
     """The placements that everything after registration uses."""
-    return f"mri/{block_id}/placements.json" if STUDY.has_mri(block_id) else f"stack/{block_id}/deformed.json"
+    return STUDY.final_placements(block_id)
 
 
 def any_of(values):

@@ -41,9 +41,7 @@ def run(args: argparse.Namespace) -> int:
     sheet_folder = study.sections_path.parent
     folder = args.output or sheet_folder / FOLDER
     for section in args.sections:
-        block = known[section].block
-        final = f"mri/{block}/placements.json" if study.has_mri(block) else f"stack/{block}/deformed.json"
-        placements = read_placements(study.output / final)
+        placements = read_placements(study.output / study.final_placements(known[section].block))
         path = folder / f"{section}.json"
         write_lock(path, placements, section)
         print(f"section {section}: write into its column lock: {os.path.relpath(path, sheet_folder)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -39,3 +40,9 @@ class InputError(HistomriError):
     def __init__(self, *problems: Problem):
         self.problems = problems
         super().__init__("\n".join(str(p) for p in problems))
+
+
+def named(error: InputError, where: str) -> Iterator[Problem]:
+    """A file's own problems, as those of the place that names it."""
+    for problem in error.problems:
+        yield Problem(where, f"{problem.where}: {problem.what}", problem.remedy, problem.severity)

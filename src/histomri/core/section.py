@@ -58,6 +58,11 @@ class Block:
     mirror: str = "no"
     pose: Path | None = None
 
+    @property
+    def hands(self) -> tuple[bool, ...]:
+        """Whether the block may be a mirror image of its MRI (True), not one (False), or either."""
+        return {"no": (False,), "yes": (True,), "auto": (False, True)}[self.mirror]
+
 
 @dataclass(frozen=True)
 class Stack:

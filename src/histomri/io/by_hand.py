@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histomri.core import Block, InputError, Section
-from histomri.core.errors import Problem
+from histomri.core.errors import Problem, named
 from histomri.io.placements import read_placements, write_placements
 from histomri.io.sheets import Parsed, SectionGuide
 from histomri.transforms import Affine
@@ -95,7 +95,7 @@ def _transform_problems(section: Section, known: Mapping[str, Section]) -> Itera
     try:
         read_rough(section.transform)
     except InputError as error:
-        yield from (("transform", f"{p.where}: {p.what}", p.remedy) for p in error.problems)
+        yield from (("transform", p.what, p.remedy) for p in named(error, ""))
 
 
 def _lock_problems(section: Section) -> Iterator[tuple[str, str, str]]:
@@ -104,7 +104,7 @@ def _lock_problems(section: Section) -> Iterator[tuple[str, str, str]]:
     try:
         read_lock(section)
     except InputError as error:
-        yield from (("lock", f"{p.where}: {p.what}", p.remedy) for p in error.problems)
+        yield from (("lock", p.what, p.remedy) for p in named(error, ""))
 
 
 def read_rough(path: Path) -> Any:
@@ -112,15 +112,8 @@ def read_rough(path: Path) -> Any:
 
     Raises :class:`InputError` where it cannot be read, is not 2D, or shrinks or stretches by more than half.
     """
-    from histomri.io.transform_files import read_transform
-
     remedy = "give a 2D transform in mm from transform_from to this section, fixed_to_moving of `histomri register` for one"
-    if not path.is_file():
-        raise InputError(Problem(str(path), "there is no such file", "correct the path"))
-    try:
-        transform = read_transform(path)
-    except InputError as error:
-        raise InputError(*(Problem(p.where, p.what, remedy) for p in error.problems)) from error
+    transform = _read_given(path, remedy)
     if transform.ndim != 2:
         raise InputError(Problem(str(path), f"a 2D transform was expected, this one has {transform.ndim} dimensions", remedy))
     scales = np.linalg.svd(_linear_part(transform), compute_uv=False)
@@ -128,6 +121,17 @@ def read_rough(path: Path) -> Any:
         what = f"it scales by {scales[-1]:.3g} to {scales[0]:.3g}; between sections {SCALES[0]:g} to {SCALES[1]:g} is possible"
         raise InputError(Problem(str(path), what, remedy))
     return transform
+
+
+def _read_given(path: Path, remedy: str) -> Any:
+    from histomri.io.transform_files import read_transform
+
+    if not path.is_file():
+        raise InputError(Problem(str(path), "there is no such file", "correct the path"))
+    try:
+        return read_transform(path)
+    except InputError as error:
+        raise InputError(*(Problem(p.where, p.what, remedy) for p in error.problems)) from error
 
 
 def _linear_part(transform: Any) -> Float:
@@ -146,7 +150,7 @@ def block_problems(blocks: Sequence[Block], sheet: Path) -> Iterator[Problem]:
         try:
             read_pose(block)
         except InputError as error:
-            yield from (Problem(where, f"{p.where}: {p.what}", p.remedy) for p in error.problems)
+            yield from named(error, where)
 
 
 def read_pose(block: Block) -> Affine:
@@ -155,16 +159,9 @@ def read_pose(block: Block) -> Affine:
     Raises :class:`InputError` where its file cannot be read, is no 3D affine, has scales that no tissue has, or a hand that the
     column ``mirror`` excludes.
     """
-    from histomri.io.transform_files import read_transform
-
     assert block.pose is not None
     remedy = "give a 3D affine (ITK, mm) from the MRI to the block, such as transforms/BLOCK/mri_to_block.tfm of a finished run"
-    if not block.pose.is_file():
-        raise InputError(Problem(str(block.pose), "there is no such file", "correct the path"))
-    try:
-        pose = read_transform(block.pose)
-    except InputError as error:
-        raise InputError(*(Problem(p.where, p.what, remedy) for p in error.problems)) from error
+    pose = _read_given(block.pose, remedy)
     if pose.ndim != 3 or not isinstance(pose, Affine):
         raise InputError(Problem(str(block.pose), "a 3D affine was expected, it holds another transform", remedy))
     scales = np.linalg.svd(pose.linear, compute_uv=False)
@@ -172,7 +169,7 @@ def read_pose(block: Block) -> Affine:
         what = f"it scales by {scales[-1]:.3g} to {scales[0]:.3g}; {SCALES[0]:g} to {SCALES[1]:g} is possible for tissue"
         raise InputError(Problem(str(block.pose), what, remedy))
     mirrored = bool(np.linalg.det(pose.linear) < 0)
-    if mirrored not in {"no": (False,), "yes": (True,), "auto": (False, True)}[block.mirror]:
+    if mirrored not in block.hands:
         hand = "a mirror image" if mirrored else "no mirror image"
         what = f"it makes the block {hand} of its MRI, and the column mirror says {block.mirror!r}"
         raise InputError(Problem(str(block.pose), what, "correct one of the two"))

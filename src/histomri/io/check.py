@@ -15,7 +15,7 @@ import numpy as np
 
 from histomri.backend import has_gpu
 from histomri.core import Block, Grid, InputError, Section
-from histomri.core.errors import Problem
+from histomri.core.errors import Problem, named
 from histomri.io.by_hand import block_problems, guide_problems, section_problems
 from histomri.io.config import config_problems, read_config, unmatched_blocks
 from histomri.io.nifti import read_geometry, read_nifti
@@ -174,15 +174,9 @@ def _shape(section: Section, slide: Any) -> tuple[int, int]:
     return int(shape[0]), int(shape[1])
 
 
-def _named(error: InputError, where: str) -> Iterator[Problem]:
-    """A file's own problems, as those of the row that names it."""
-    for problem in error.problems:
-        yield Problem(where, f"{problem.where}: {problem.what}", problem.remedy, problem.severity)
-
-
 def _slide_problems(section: Section, slide: Any, where: str, pixel_size_mm: float | None) -> Iterator[Problem]:
     if isinstance(slide, InputError):
-        yield from _named(slide, where)
+        yield from named(slide, where)
         return
     if section.region is not None:
         x, y, w, h = section.region
@@ -247,7 +241,7 @@ def _block_problems(inputs: _Inputs) -> Iterator[Problem]:
             where = f"{inputs.sheets['blocks']}, row {row} (block {block.id}), column {column}"
             volume = inputs.volumes.get(path) if path else None
             if isinstance(volume, InputError):
-                yield from _named(volume, where)
+                yield from named(volume, where)
             elif isinstance(volume, _Volume):
                 for text in volume.warnings:
                     yield Problem(where, f"{path}: {text}", "make sure that this is right", "warning")
@@ -260,7 +254,7 @@ def _photograph_problems(inputs: _Inputs) -> Iterator[Problem]:
         photograph = inputs.slides.get(section.blockface) if section.blockface else None
         where = f"{inputs.sheets['sections']}, row {row} (section {section.id}), column blockface"
         if isinstance(photograph, InputError):
-            yield from _named(photograph, where)
+            yield from named(photograph, where)
         elif photograph is not None and section.block not in calibrated and photograph.pixel_size_mm is None:
             unknown.setdefault(section.block, where)
     for block, where in unknown.items():

@@ -72,6 +72,10 @@ class Study:
         """Whether the block has an MRI."""
         return self.block(block_id).mri is not None
 
+    def final_placements(self, block_id: str) -> str:
+        """The placements that everything after registration uses, as a path in ``output``."""
+        return f"mri/{block_id}/placements.json" if self.has_mri(block_id) else f"stack/{block_id}/deformed.json"
+
     def has_blockface(self, block_id: str) -> bool:
         """Whether any section of the block names a photograph of the block."""
         return any(s.blockface is not None for s in self.stacks[block_id].sections)

@@ -103,17 +103,6 @@ def read_landmarks(path: Path) -> tuple[SectionLandmark, ...]:
     return parse_landmarks(path).checked()
 
 
-def read_guides(path: Path) -> tuple[SectionGuide, ...]:
-    """Read ``guides.tsv``; its MRI coordinates, RAS millimetres in the sheet, become (z, y, x) LPS.
-
-    Raises
-    ------
-    InputError
-        With every problem of the sheet by itself; ``io.by_hand`` holds it against the other sheets.
-    """
-    return parse_guides(path).checked()
-
-
 def parse_sections(path: Path, section_spacing_mm: float | None = None) -> Parsed[Section]:
     """As :func:`read_sections`, with the problems beside the rows in place of an error."""
 
@@ -150,7 +139,10 @@ def parse_landmarks(path: Path) -> Parsed[SectionLandmark]:
 
 
 def parse_guides(path: Path) -> Parsed[SectionGuide]:
-    """As :func:`read_guides`, with the problems beside the rows in place of an error."""
+    """``guides.tsv`` with its problems by itself; ``io.by_hand`` holds it against the other sheets.
+
+    Its MRI coordinates, RAS millimetres in the sheet, become (z, y, x) LPS.
+    """
     return _parse(path, ("section", "x", "y"), _guide, lambda rows, guides: None)
 
 

@@ -30,6 +30,11 @@ def slow_part(positions_mm: Float, values: Float, trust: Float, sigma_mm: float)
     return np.asarray(slow.reshape(values.shape))
 
 
+def running_median(values: Float, reach: int) -> Float:
+    """The median of each value (n,) and the ``reach`` ones on either side."""
+    return np.array([np.median(values[max(0, i - reach) : i + reach + 1]) for i in range(len(values))])
+
+
 def _kernels(positions_mm: Float, sigma_mm: float) -> list[csr_matrix]:
     """Gaussian weights of each position for each other one, (n, n), times 1, the distance and its square in sigmas."""
     away = (positions_mm[None] - positions_mm[:, None]) / sigma_mm

@@ -18,9 +18,11 @@ from histomri.registration.channels import match_contrast
 from histomri.registration.linear import fit_linear
 from histomri.registration.pair import Prepared, align, onto_fixed, structure_score
 from histomri.registration.rescue import OUTDATED, MriPlanes
+from histomri.registration.sanity import long_side_mm
 from histomri.registration.section_graph import Edge, StackSolution, closes, inverse
 from histomri.registration.volume import SectionPixels
 from histomri.transforms import Affine, Transform
+from histomri.transforms.affine import nearest_rotation
 from histomri.transforms.placement import Placement
 
 Float = NDArray[np.float64]
@@ -28,7 +30,6 @@ NEAR = 0.02  # of a section's size: the images may lead this far away from the p
 FACE_TOLD = 2.0  # a face whose points fit this many times worse is the wrong one
 GIVEN_SCORE = 0.95  # what a pair given by hand counts as until it is known which measured pairs agree with it
 ACCEPTED = 0.1  # above the score that a pair needs: accepted for sure, and no heavier than measured pairs are
-SIZE = 1.6  # of a compact shape, in roots of its area
 OFF_PLANE = 0.1  # of a section's size: guides farther from its plane do not belong there
 FLAG = "placed by hand"
 LOCKED = "a lock"
@@ -47,13 +48,10 @@ class Given:
 
 
 def rigid_fit(fixed: Float, moving: Float, mirrored: bool) -> tuple[Float, float]:
-    """The rigid matrix from points (n, ndim) to points (n, ndim), turned over or not (Kabsch 1976), and their rms distance."""
-    ndim = fixed.shape[1]
+    """The rigid matrix from points (n, ndim) to points (n, ndim), turned over or not, and their rms distance."""
     middle, goal = fixed.mean(axis=0), moving.mean(axis=0)
-    u, _, vt = np.linalg.svd((moving - goal).T @ (fixed - middle))
-    hand = np.linalg.det(u @ vt) * (-1.0 if mirrored else 1.0)
-    matrix = np.eye(ndim + 1)
-    matrix[:-1, :-1] = u @ np.diag([*np.ones(ndim - 1), np.sign(hand)]) @ vt
+    matrix = np.eye(fixed.shape[1] + 1)
+    matrix[:-1, :-1], _ = nearest_rotation(fixed - middle, moving - goal, mirrored)
     matrix[:-1, -1] = goal - matrix[:-1, :-1] @ middle
     return matrix, missed_mm(matrix, fixed, moving)
 
@@ -69,7 +67,11 @@ def similarity_fit(fixed: Float, moving: Float, mirrored: bool) -> tuple[Float, 
 
 def missed_mm(matrix: Float, fixed: Float, moving: Float) -> float:
     """Rms distance in mm of points (n, ndim) from where ``matrix`` takes those of the other image."""
-    return float(np.sqrt(((fixed @ matrix[:-1, :-1].T + matrix[:-1, -1] - moving) ** 2).sum(axis=1).mean()))
+    return _rms(fixed @ matrix[:-1, :-1].T + matrix[:-1, -1] - moving)
+
+
+def _rms(vectors: Float) -> float:
+    return float(np.sqrt((vectors**2).sum(axis=1).mean()))
 
 
 def fits(fixed: Float, moving: Float, faces: Sequence[bool]) -> list[Float]:
@@ -83,12 +85,7 @@ def fits(fixed: Float, moving: Float, faces: Sequence[bool]) -> list[Float]:
 
 def reach_mm(mask: Image, missed: float) -> float:
     """How far the images may lead the points away: ``NEAR`` of the section's size, or as far as they miss each other anyway."""
-    return max(NEAR * size_mm(mask), 1.5 * missed)
-
-
-def size_mm(mask: Image) -> float:
-    """Length of a section's tissue, about the long side of a compact shape."""
-    return SIZE * float(np.sqrt(float(mask.data.sum()) * float(np.prod(mask.grid.spacing_mm))))
+    return max(NEAR * long_side_mm(mask), 1.5 * missed)
 
 
 def given_edge(given: Given, fixed: Prepared, moving: Prepared, faces: Sequence[bool], distance_mm: float) -> Edge:
@@ -166,8 +163,7 @@ class MriGuides:
 
     def missed_mm(self, block_to_section: Transform, block_to_mri: Float) -> float:
         """Rms distance in mm of the section's points from where its placement has those of the MRI."""
-        found = block_to_section.map(self.block_mm(block_to_mri)[:, 1:])
-        return float(np.sqrt(((found - self.section_mm) ** 2).sum(axis=1).mean()))
+        return _rms(block_to_section.map(self.block_mm(block_to_mri)[:, 1:]) - self.section_mm)
 
 
 def place_guided(
@@ -198,7 +194,7 @@ def _guided(old: Placement, matrix: Float, guide: MriGuides, points: Float, mask
     how = f"{len(points)} guides to the MRI (rigidly {missed:.2f} mm off)"
     placed = by_hand(dataclasses.replace(old, affine=affine, field=None), how)
     away = float(np.abs(points[:, 0] - old.position_mm).mean())
-    if away <= OFF_PLANE * size_mm(mask):
+    if away <= OFF_PLANE * long_side_mm(mask):
         return placed
     flag = f"its guides lie {away:.1f} mm off its plane in the MRI: either they are wrong or the block's pose is"
     return dataclasses.replace(placed, flags=(*placed.flags, flag))

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
+from histomri.registration.along_stack import running_median
+
 if TYPE_CHECKING:
     from histomri.registration.section_graph import Edge
 
@@ -34,8 +36,7 @@ def least_lead(edges: list[Edge], names: list[str], alpha: float) -> float:
     wrong = np.array([e.other_face for e in known])
     if len(wrong) < 2 * WINDOW or np.median(wrong) <= CHANCE:
         return np.inf
-    usual = np.array([np.median(wrong[max(0, i - WINDOW) : i + WINDOW + 1]) for i in range(len(wrong))])
-    spread = 1.4826 * float(np.median(np.abs(wrong - usual))) + 1e-3
+    spread = 1.4826 * float(np.median(np.abs(wrong - running_median(wrong, WINDOW)))) + 1e-3
     return float(norm.isf(alpha) * np.sqrt(2.0) * spread)
 
 

@@ -21,6 +21,7 @@ from histomri.registration.groups import generators
 from histomri.registration.mending import unfolded
 from histomri.registration.recolouring import conditional_mean
 from histomri.registration.together import together
+from histomri.transforms import DisplacementField
 
 Float = NDArray[np.float64]
 Array = NDArray[np.float32]
@@ -395,6 +396,14 @@ class Bending:
 
 
 MIN_JACOBIAN = 0.1
+
+
+def folds(field: DisplacementField) -> bool:
+    """Whether a displacement in mm on nodes folds, or nearly: a Jacobian determinant of ``MIN_JACOBIAN`` or less somewhere."""
+    nodes = np.ascontiguousarray(field.values @ field.grid.world_to_index[:2, :2].T, np.float32)
+    return least_jacobian(nodes, 1) <= MIN_JACOBIAN
+
+
 # of the terms: tensor and force, which make the system that is solved
 SYSTEM = 5
 LINEAR_TOLERANCE = 1e-4

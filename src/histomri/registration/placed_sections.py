@@ -6,16 +6,21 @@ from collections.abc import Mapping
 from typing import Generic, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from histomri.core import Grid, Image
 from histomri.registration.bending import masked_pyramid
-from histomri.registration.channels import make_channels
+from histomri.registration.channels import make_channels, match_contrast
+from histomri.registration.linear import fit_linear
 from histomri.registration.node_flow import Pyramid
-from histomri.registration.samples import Channels
+from histomri.registration.pair import align, onto_fixed, structure_score
+from histomri.registration.samples import Channels, draw_samples
 from histomri.registration.volume import SectionPixels, on_plane
 from histomri.transforms.placement import Placement
 
 Form = TypeVar("Form")
+Float = NDArray[np.float64]
+SAMPLES = 30_000
 
 
 class _Kept(Generic[Form]):
@@ -56,6 +61,21 @@ class PlacedSections:
         """Image and mask, and their halves."""
         kept = self._pyramids.get(placement)
         return kept if kept is not None else self._pyramids.put(placement, masked_pyramid(*self.here(placement)))
+
+    def linear_step(self, placement: Placement, target: Channels, model: str) -> tuple[Float, float, float] | None:
+        """The section's affine (3, 3) after one fit of a linear ``model`` to ``target``, and its structure score before and then.
+
+        The section's deformation is left out. None where there is nothing to compare.
+        """
+        assert placement.affine is not None
+        pixels = self.pixels[placement.section]
+        start, moving = align(pixels.image, pixels.mask, placement.affine.matrix, self.plane)
+        if not (target.weight > 0).any() or not moving.weight.any():
+            return None
+        before = structure_score(target, moving, np.eye(3))
+        moving = match_contrast(target, moving, onto_fixed(moving, self.plane))
+        step = fit_linear(draw_samples(target, SAMPLES), moving, np.eye(3), model, iterations=15).matrix
+        return start @ step, before, structure_score(target, moving, step)
 
 
 def with_much_tissue(pixels: Mapping[str, SectionPixels]) -> frozenset[str]:

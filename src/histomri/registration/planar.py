@@ -9,12 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histomri.core import Grid, Image, RegistrationError
-from histomri.kernels.flow_nodes import least_jacobian
 from histomri.registration.alignment import Alignment, Guide, Progress, View, part, silent
 from histomri.registration.bending import COARSEST_PX, Plan, bend_both_ways, level_grids
 from histomri.registration.channels import make_channels
 from histomri.registration.node_flow import (
-    MIN_JACOBIAN,
     SHAPES,
     SMOOTHLY,
     Bending,
@@ -22,6 +20,7 @@ from histomri.registration.node_flow import (
     Pyramid,
     Still,
     fit_matrix,
+    folds,
     levels_onto,
     make_level,
     make_pins,
@@ -122,8 +121,7 @@ def half_way(forward: DisplacementField, backward: DisplacementField) -> Displac
     other = backward.inverse().map(points.reshape(-1, 2)).reshape(points.shape) - points
     other = np.where(np.isfinite(other).all(axis=-1, keepdims=True), other, forward.values)
     mean = DisplacementField(forward.grid, (forward.values + other) / 2)
-    nodes = np.ascontiguousarray(mean.values @ forward.grid.world_to_index[:2, :2].T, np.float32)
-    return mean if least_jacobian(nodes, 1) > MIN_JACOBIAN else forward
+    return forward if folds(mean) else mean
 
 
 def find_start(fixed: View, moving: View, guide: Guide, settings: PlanarSettings = DEFAULTS) -> Affine:

@@ -7,8 +7,9 @@ by metrics that the search did not use. Mirror images are kept apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from histomri.registration.samples import Channels, draw_samples
 from histomri.registration.similarity import nmi
 
 Float = NDArray[np.float64]
+Pose = TypeVar("Pose")
 SCALE_LIMITS = (0.6, 1.25)
 REFINED = 4
 # of the most tissue that the MRI shows anywhere within the span: less is compared as if it were that much
@@ -96,16 +98,14 @@ def find_pose(
 
     Raises ``RegistrationError`` when either mask is empty or no candidate is anatomically possible.
     """
-    if not stack.mask.data.any() or not mri.mask.data.any():
-        raise RegistrationError("The pose needs tissue in both the stack and the MRI; one of the masks is empty.")
-    coarse = max(float(max(stack.mask.grid.extent_mm)), 1e-3) / 40
+    coarse = _coarse_mm(stack, mri)
     # both hands are tried whatever is allowed: a mirrored pose that fits as well is a reason to doubt
     where = ("span", "tissue")
     starts = [s for hand in (False, True) for s in search_orientations(stack, mri, 1.5 * coarse, (hand,), rotations, keep, where)]
     progress(f"{len(starts)} orientations to refine")
     rough = [c for start in starts if (c := refine_pose(stack, mri, start, (coarse,), ("rigid", "scaling"))) is not None]
-    allowed = _distinct_candidates([c for c in rough if c.mirrored in mirrored], stack.mask, REFINED)
-    refused = _distinct_candidates([c for c in rough if c.mirrored not in mirrored], stack.mask, REFUSED)
+    allowed = distinct_candidates([c for c in rough if c.mirrored in mirrored], stack.mask, REFINED)
+    refused = distinct_candidates([c for c in rough if c.mirrored not in mirrored], stack.mask, REFUSED)
     found = _refined(stack, mri, allowed, coarse, progress)
     if not found:
         raise RegistrationError(
@@ -125,15 +125,20 @@ def refine_given(stack: Scaled, mri: Scaled, start: Float, keep: bool = False) -
 
     Its confidence is 1, the person's: there is no rival to measure it by. Raises ``RegistrationError`` as :func:`find_pose` does.
     """
-    if not stack.mask.data.any() or not mri.mask.data.any():
-        raise RegistrationError("The pose needs tissue in both the stack and the MRI; one of the masks is empty.")
-    coarse = max(float(max(stack.mask.grid.extent_mm)), 1e-3) / 40
+    coarse = _coarse_mm(stack, mri)
     best = _judge(stack, mri, start, coarse / 3)
     if not keep:
         found = refine_pose(stack, mri, start, (coarse, coarse / 2, coarse / 3))
         if found is not None and found.mirrored == best.mirrored and not different(found.block_to_mri, start, stack.mask):
             best = found
     return PoseResult(best, 1.0, [best])
+
+
+def _coarse_mm(stack: Scaled, mri: Scaled) -> float:
+    """The spacing at which poses are first refined. Raises ``RegistrationError`` when either mask is empty."""
+    if not stack.mask.data.any() or not mri.mask.data.any():
+        raise RegistrationError("The pose needs tissue in both the stack and the MRI; one of the masks is empty.")
+    return max(float(max(stack.mask.grid.extent_mm)), 1e-3) / 40
 
 
 def _refined(
@@ -150,12 +155,19 @@ def _refined(
     return sorted(out, key=lambda c: -c.quality)
 
 
-def _distinct_candidates(found: list[PoseCandidate], mask: Image, limit: int) -> list[PoseCandidate]:
+def distinct_candidates(found: list[PoseCandidate], mask: Image, limit: int) -> list[PoseCandidate]:
     """The best ``limit`` that are different poses, best first: many starts come to the same end."""
-    out: list[PoseCandidate] = []
-    for candidate in sorted(found, key=lambda c: -c.quality):
-        if len(out) < limit and all(different(candidate.block_to_mri, o.block_to_mri, mask) for o in out):
-            out.append(candidate)
+    return distinct(sorted(found, key=lambda c: -c.quality), lambda c: c.block_to_mri, mask, limit)
+
+
+def distinct(found: Iterable[Pose], matrix: Callable[[Pose], Float], mask: Image, limit: int) -> list[Pose]:
+    """The first ``limit`` whose matrices (block to MRI) are different poses of the tissue in ``mask``, in their order."""
+    out: list[Pose] = []
+    for pose in found:
+        if len(out) == limit:
+            break
+        if all(different(matrix(pose), matrix(o), mask) for o in out):
+            out.append(pose)
     return out
 
 
@@ -222,8 +234,7 @@ def search_orientations(
     size = fft.next_fast_len(int(np.ceil(_reach(fixed, middle_fixed) + reach)) + 2, real=True)
     size = max(size, 8)
     cube = _cube(fixed, middle_fixed, np.eye(3), size)
-    known = {"all": None, "span": _span(fixed, middle_fixed, size), "tissue": (cube[-1] > 0).astype(np.float32)}
-    compare = _Correlation(cube, [known[name] for name in compared])
+    compare = _Correlation(cube, [_known(name, cube, fixed, middle_fixed) for name in compared])
     found: list[list[tuple[float, Float]]] = [[] for _ in compared]
     for flip in mirrored:
         hand = np.diag([1.0, 1.0, -1.0]) if flip else np.eye(3)
@@ -236,8 +247,8 @@ def search_orientations(
                 matrix = np.eye(4)
                 matrix[:3, :3], matrix[:3, 3] = linear, middle_moving + linear @ (shift - middle_fixed)
                 kept.append((float(surface[tuple(peak)]), matrix))
-    best = [_distinct_poses(sorted(kept, key=lambda f: -f[0]), stack.mask, keep) for kept in found]
-    return [matrix for kept in best for matrix in kept]
+    best = [distinct(sorted(kept, key=lambda f: -f[0]), lambda f: f[1], stack.mask, keep) for kept in found]
+    return [matrix for kept in best for _, matrix in kept]
 
 
 class _Correlation:
@@ -265,6 +276,13 @@ def _over_energy(product: NDArray[np.float32], energy: NDArray[np.float32]) -> N
     return np.asarray(product / np.sqrt(np.maximum(energy, least)), np.float32)
 
 
+def _known(name: str, cube: NDArray[np.float32], fixed: Channels, middle: Float) -> NDArray[np.float32] | None:
+    """Where the MRI's tissue counts against a match, by its name in :func:`search_orientations`; None for everywhere."""
+    if name == "tissue":
+        return np.asarray(cube[-1] > 0, np.float32)
+    return _span(fixed, middle, cube.shape[-1]) if name == "span" else None
+
+
 def _span(channels: Channels, middle: Float, size: int) -> NDArray[np.float32]:
     """1 from the first section with tissue to the last, on the cube of :func:`_cube`: what lies beyond a block was not cut."""
     planes = np.nonzero((channels.data[..., -1] > 0.25).any(axis=(1, 2)))[0]
@@ -280,16 +298,6 @@ def _shrinkage(stack_mask: Image, mri_mask: Image) -> float:
     volume = [float(m.data.sum()) * float(np.prod(m.grid.spacing_mm)) for m in (stack_mask, mri_mask)]
     ratio = (volume[1] / max(volume[0], 1e-9)) ** (1 / 3)
     return float(ratio) if 0.85 <= ratio <= 1.35 else 1.1
-
-
-def _distinct_poses(found: list[tuple[float, Float]], mask: Image, keep: int) -> list[Float]:
-    out: list[Float] = []
-    for _, matrix in found:
-        if all(different(matrix, o, mask) for o in out):
-            out.append(matrix)
-        if len(out) == keep:
-            break
-    return out
 
 
 def _centroid(channels: Channels) -> Float:

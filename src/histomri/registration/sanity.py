@@ -26,6 +26,7 @@ MISSED_FACTOR = 2.0
 MISSED_SHARE = 0.02
 OVERLAP_POINTS = 20_000
 SLAB = 32
+LONG_SIDE = 1.6  # of a compact shape, in roots of its area
 
 
 def refusal(transform: Transform, fixed_mask: Image, moving_mask: Image) -> str:
@@ -61,6 +62,11 @@ def tissue_size(mask: Image) -> float:
     """The root of the mask's area, or cube root of its volume, in mm."""
     volume = float(np.count_nonzero(mask.data)) * abs(float(np.linalg.det(mask.grid.index_to_world)))
     return float(max(volume, 1e-30) ** (1 / mask.grid.ndim))
+
+
+def long_side_mm(mask: Image) -> float:
+    """Length of a section's tissue, about the long side of a compact shape."""
+    return LONG_SIDE * tissue_size(mask)
 
 
 def _deformation(transform: Transform, fixed_mask: Image) -> str:

@@ -17,23 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histomri.core import Grid, Image
-from histomri.kernels.interpolate import warp_2d
 from histomri.registration.bending import TO_VOLUME, Goal, Plan, bend_plane, masked_pyramid
 from histomri.registration.by_hand import MriGuides, is_locked, reach_mm
-from histomri.registration.channels import make_channels, match_contrast
+from histomri.registration.channels import make_channels
 from histomri.registration.depth import depth_correction, section_depths
-from histomri.registration.linear import fit_linear
 from histomri.registration.pair import align, structure_score
 from histomri.registration.placed_sections import PlacedSections, with_much_tissue
 from histomri.registration.pose import Scaled, refine_pose
 from histomri.registration.rescue import mri_plane
-from histomri.registration.samples import Channels, draw_samples
+from histomri.registration.samples import Channels
 from histomri.registration.volume import SectionPixels, block_grid, field_pixels, plane_grid, reconstruct
 from histomri.transforms import Affine
 from histomri.transforms.placement import Placement, Placements
 
 Float = NDArray[np.float64]
-SURE = 0.5
 VOLUME_SWEEPS = 2
 DEPTH_SECTIONS = 60
 
@@ -149,33 +146,21 @@ class SliceToVolume:
         assert old.affine is not None
         if self._is_held(old):
             return self._scored(old, self._score_on(target, key))
-        start, moving = align(self.pixels[key].image, self.pixels[key].mask, old.affine.matrix, self.plane)
-        before = structure_score(target, moving, np.eye(3))
-        if not (target.weight > 0).any() or not moving.weight.any():
+        step = self.shown.linear_step(old, target, "affine" if key in self.large else "rigid")
+        if step is None:
             return old
-        moving = self._contrast(target, moving)
-        model = "affine" if key in self.large else "rigid"
-        step = fit_linear(draw_samples(target, 30_000), moving, np.eye(3), model, iterations=15).matrix
-        after = structure_score(target, moving, step)
-        matrix = start @ step
+        matrix, before, after = step
         if after <= before or not self._possible(key, matrix):
             return self._scored(old, before)
         return self._scored(dataclasses.replace(old, affine=Affine(matrix, old.affine.from_space, old.affine.to_space)), after)
 
     def _is_held(self, placement: Placement) -> bool:
         """A section that lies well on its own photograph knows its place better than the coarser MRI does; a locked one stays."""
-        if is_locked(placement):
-            return True
-        return self.settings.hold_blockface and placement.quality.get("source") == "blockface" and placement.confidence >= SURE
+        return is_locked(placement) or (self.settings.hold_blockface and placement.is_on_photograph)
 
     def _score_on(self, target: Channels, key: str) -> float:
         """Structure score of a section as it lies, its deformation included."""
         return structure_score(target, self.section_channels(key), np.eye(3))
-
-    def _contrast(self, target: Channels, moving: Channels) -> Channels:
-        """The moving channels at the contrast that fits the target best."""
-        onto = moving.grid.world_to_index @ self.plane.index_to_world
-        return match_contrast(target, moving, warp_2d(moving.data, onto, (self.plane.shape[0], self.plane.shape[1])))
 
     def _possible(self, key: str, matrix: Float) -> bool:
         """Whether the linear part keeps its face and scales, relative to where the section came in, within the limits."""

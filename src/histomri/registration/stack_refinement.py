@@ -17,22 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histomri.core import Grid
-from histomri.kernels.flow_nodes import least_jacobian
-from histomri.kernels.interpolate import warp_2d
-from histomri.registration.along_stack import slow_part
+from histomri.registration.along_stack import running_median, slow_part
 from histomri.registration.bending import Goal, Plan, bend_plane, masked_pyramid
-from histomri.registration.channels import match_contrast
-from histomri.registration.linear import fit_linear
-from histomri.registration.node_flow import MIN_JACOBIAN, Bending
-from histomri.registration.pair import align, structure_score
+from histomri.registration.node_flow import Bending, folds
+from histomri.registration.pair import structure_score
 from histomri.registration.placed_sections import PlacedSections, with_much_tissue
-from histomri.registration.samples import Channels, draw_samples
+from histomri.registration.samples import Channels
 from histomri.registration.volume import SectionPixels, block_grid, plane_grid
 from histomri.transforms import Affine, DisplacementField
 from histomri.transforms.placement import Placement
 
 Float = NDArray[np.float64]
-SAMPLES = 30_000
 MARGIN_PX = 8
 # of usual spacings: neighbours that are further away show other tissue
 MAX_GAP = 8.0
@@ -81,7 +76,7 @@ class StackRefinement:
         sure = {k: p for k, p in placed.items() if not p.is_doubtful} or placed
         plane = plane_grid(block_grid(pixels, sure, settings.spacing_mm, MARGIN_PX))
         self.shown = PlacedSections(pixels, plane)
-        self.trust = np.ones(len(self.order))
+        self.likeness, self.trust = np.zeros(len(self.order)), np.ones(len(self.order))
 
     def run(self, progress: Callable[[str], None] = lambda _: None) -> None:
         """Affine sweeps, then deformable ones."""
@@ -89,14 +84,14 @@ class StackRefinement:
             ("affine", self._affine, self.settings.affine_sweeps),
             ("deformable", self._deform, self.settings.deformable_sweeps),
         ]
+        self.likeness, self.trust = self._look()
         for name, step, sweeps in kinds:
             for sweep in range(sweeps):
-                self.trust = self._measure_trust()
                 for turn in (0, 1):
                     self.placements.update({self.order[i]: step(i) for i in range(turn, len(self.order), 2)})
                 self._keep_shape(name)
-                progress(f"{name} sweep {sweep + 1} of {sweeps}: mean score {np.mean(self.scores()):.4f}")
-        self.trust = self._measure_trust()
+                self.likeness, self.trust = self._look()
+                progress(f"{name} sweep {sweep + 1} of {sweeps}: mean score {np.mean(self.likeness):.4f}")
 
     @property
     def plane(self) -> Grid:
@@ -117,14 +112,16 @@ class StackRefinement:
                     pairs[j].append(score)
         return np.array([float(np.median(v)) if v else 0.0 for v in pairs.values()])
 
-    def _measure_trust(self) -> Float:
-        """1 for a section that resembles its neighbours as is usual around it, less (Cauchy) for one that does less."""
+    def _look(self) -> tuple[Float, Float]:
+        """The :meth:`scores`, and 1 for a section that resembles its neighbours as is usual around it, less (Cauchy) for one that
+        does less.
+        """
         scores = self.scores()
-        usual = np.array([np.median(scores[max(0, i - LOCAL) : i + LOCAL + 1]) for i in range(len(scores))])
+        usual = running_median(scores, LOCAL)
         lack = np.maximum(usual - scores, 0)
         spread = max(1.4826 * float(np.median(np.abs(usual - scores))) if len(scores) else 0.0, USUAL_SPREAD)
         sure = np.array([not self.placements[k].is_doubtful for k in self.order], float)
-        return np.asarray(sure / (1 + (lack / (2.385 * spread)) ** 2))
+        return scores, np.asarray(sure / (1 + (lack / (2.385 * spread)) ** 2))
 
     def neighbours(self, place: int) -> tuple[list[tuple[int, float]], bool]:
         """The neighbours of a place with their weights, 1 together, and whether there are some on both sides.
@@ -165,16 +162,11 @@ class StackRefinement:
         near, both = self.neighbours(place)
         if key in self.held or not near or old.is_doubtful:
             return old
-        target = self._target(near)
-        start, moving = align(self.shown.pixels[key].image, self.shown.pixels[key].mask, _matrix(old), self.plane)
-        if not (target.weight > 0).any() or not moving.weight.any():
+        step = self.shown.linear_step(old, self._target(near), "affine" if both and key in self.large else "rigid")
+        if step is None:
             return old
-        before = structure_score(target, moving, np.eye(3))
-        onto = moving.grid.world_to_index @ self.plane.index_to_world
-        moving = match_contrast(target, moving, warp_2d(moving.data, onto, (self.plane.shape[0], self.plane.shape[1])))
-        model = "affine" if both and key in self.large else "rigid"
-        step = fit_linear(draw_samples(target, SAMPLES), moving, np.eye(3), model, iterations=15).matrix
-        return _moved(old, start @ step) if structure_score(target, moving, step) > before else old
+        matrix, before, after = step
+        return _moved(old, matrix) if after > before else old
 
     def _deform(self, place: int) -> Placement:
         """The deformation of one section from its affine; none where neighbours are on one side only, or unlike it."""
@@ -200,17 +192,17 @@ class StackRefinement:
         """The slow part of how the affine maps changed since they came, as displacements of the block's plane."""
         frame = np.eye(3)
         frame[:2, 2] = self.plane.centre_mm
-        change = np.array([np.linalg.solve(self.first[k], _matrix(self.placements[k])) for k in self.order])
-        change = np.linalg.inv(frame) @ change @ frame - np.eye(3)
+        changes = np.array([np.linalg.solve(self.first[k], _matrix(self.placements[k])) for k in self.order])
+        change = np.linalg.inv(frame) @ changes @ frame - np.eye(3)
         radius = float(np.abs(self.plane.extent_mm).max()) / 2
         # columns as what they displace the rim of the plane by, so that turns and shifts have one unit
         moves = np.moveaxis(change[:, :2], 1, 2) * np.array([radius, radius, 1.0])[:, None]
         slow = self._slow(moves)
-        for k, d in zip(self.order, slow / np.array([radius, radius, 1.0])[:, None], strict=True):
+        for k, changed, d in zip(self.order, changes, slow / np.array([radius, radius, 1.0])[:, None], strict=True):
             if k not in self.held and not self.placements[k].is_doubtful:
                 back = np.zeros((3, 3))
                 back[:2] = d.T
-                now = np.linalg.solve(self.first[k], _matrix(self.placements[k])) - frame @ back @ np.linalg.inv(frame)
+                now = changed - frame @ back @ np.linalg.inv(frame)
                 self.placements[k] = _moved(self.placements[k], self.first[k] @ now)
 
     def _level_fields(self) -> None:
@@ -239,7 +231,7 @@ class StackRefinement:
 
 def unfolded(field: DisplacementField) -> DisplacementField:
     """The displacement, halved until it does not fold."""
-    while least_jacobian(np.ascontiguousarray(field.values / field.grid.spacing_mm, np.float32), 1) <= MIN_JACOBIAN:
+    while folds(field):
         field = DisplacementField(field.grid, field.values / 2)
     return field
 

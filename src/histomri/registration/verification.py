@@ -26,7 +26,7 @@ from histomri.registration.depth import peak
 from histomri.registration.pair import structure_score
 from histomri.registration.rescue import CLEAR_MARGIN, MriPlanes, PlaneOfMri
 from histomri.registration.resemblance import LEAST_LEAD, above_chance, turns
-from histomri.registration.sanity import tissue_size
+from histomri.registration.sanity import long_side_mm
 from histomri.registration.similarity import nmi
 from histomri.registration.together import together
 from histomri.registration.volume import SectionPixels, on_plane
@@ -45,7 +45,6 @@ STEP = 0.0125  # of a section's size: two pixels that it was registered at
 BIAS, WEIGHTS = -4.4, {"apart": -0.1, "margin": 1.2, "dice": 1.8, "lead": 1.1, "relief": 3.8, "depth": -2.9}
 LEAST_PIXELS = 50
 LEAST_TISSUE_PX = 16
-LONG_SIDE = 1.6  # of a compact shape, in roots of its area
 LEAST_SPREAD = 0.001  # of the NMI of turned copies, which is near 0 where much is compared
 
 
@@ -107,7 +106,7 @@ class Verifier:
             lead=lead,
             depth_mm=depth,
             relief=relief,
-            size_mm=LONG_SIDE * tissue_size(pixels.mask),
+            size_mm=long_side_mm(pixels.mask),
         )
 
     def _section_on(self, grid: Grid, placement: Placement) -> tuple[Array, NDArray[np.bool_]]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from histomri.core import Grid, Image, InputError
 from histomri.core.errors import Problem
+from histomri.kernels.pieces import pieces_of
 from histomri.kernels.tissue import DARK_MEDIAN, Tissue, find_background, find_tissue, tissue_bright
 from histomri.registration.alignment import View
 
@@ -101,7 +102,7 @@ def _extracted(data: Array, valid: Bool) -> Bool | None:
     There it is bright at once, and not everywhere alike: where dark was cut to 0 tissue fades into the background, and where a
     scanner filled what it did not scan even glass follows.
     """
-    rim = np.concatenate([data[0], data[-1], data[:, 0], data[:, -1]])
+    rim = _border(data)
     background = np.median(rim, axis=0)
     if (rim == background).all(axis=-1).mean() < EVEN_RIM:
         return None
@@ -117,15 +118,14 @@ def _extracted(data: Array, valid: Bool) -> Bool | None:
 
 def _touching_rim(mask: Bool) -> Bool:
     """The pieces of a mask that reach the image's border."""
-    _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
-    rim = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
+    labels, _ = pieces_of(mask, connectivity=4)
+    rim = np.unique(_border(labels))
     return np.asarray(np.isin(labels, rim[rim > 0]))
 
 
 def _in_specks(mask: Bool) -> float:
     """Share of a mask in pieces of less than a hundredth of it."""
-    _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-    sizes = np.bincount(labels.ravel())[1:]
+    sizes = pieces_of(mask)[1][1:, 4]
     return float(sizes[sizes < 0.01 * sizes.sum()].sum() / sizes.sum())
 
 
@@ -266,9 +266,13 @@ def _has_dark_rim(data: Array) -> bool:
     """Whether the border is the darkest that there is, but not most of the image: an MRI that fills its slice."""
     grey = _grey(data)
     low, middle, high = (float(v) for v in np.percentile(grey, (1, 50, 99.5)))
-    rim = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    is_dark = float(np.percentile(rim, 75)) - low < RIM_SHARE * (high - low)
+    is_dark = float(np.percentile(_border(grey), 75)) - low < RIM_SHARE * (high - low)
     return is_dark and middle - low >= DARK_MEDIAN * (high - low)
+
+
+def _border(data: NDArray[Any]) -> NDArray[Any]:
+    """The pixels of the first and last row and column, (n, ...) of (y, x, ...)."""
+    return np.concatenate([data[0], data[-1], data[:, 0], data[:, -1]])
 
 
 def _rim(data: Array, valid: Bool) -> Array:

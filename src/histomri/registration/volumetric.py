@@ -27,7 +27,7 @@ from histomri.kernels.interpolate import CoarseField, Order, warp
 from histomri.kernels.threshold import otsu
 from histomri.registration.alignment import Alignment, Guide, Progress, View, part, silent
 from histomri.registration.mending import unfolded
-from histomri.registration.pose import PoseCandidate, Scaled, different, refine_pose, search_orientations
+from histomri.registration.pose import PoseCandidate, Scaled, distinct_candidates, refine_pose, search_orientations
 from histomri.registration.recolouring import Curve, conditional_mean
 from histomri.registration.sanity import tissue_size
 from histomri.registration.similarity import nmi
@@ -558,10 +558,7 @@ def _best_start(one: Scaled, two: Scaled, starts: list[Float], coarse: float, pr
     """The best of all starts, refined to a rigid map and the best few different ones of these to an affine."""
     progress(0.4, "orientation")
     rough = [c for s in starts if (c := refine_pose(one, two, s, (coarse,), ("rigid", "similarity"))) is not None]
-    chosen: list[PoseCandidate] = []
-    for candidate in sorted(rough, key=lambda c: -c.quality):
-        if len(chosen) < REFINED and all(different(candidate.block_to_mri, c.block_to_mri, one.mask) for c in chosen):
-            chosen.append(candidate)
+    chosen = distinct_candidates(rough, one.mask, REFINED)
     progress(0.7, "orientation")
     refined = [refine_pose(one, two, c.block_to_mri, (coarse, coarse / 1.6), ("similarity", "affine")) for c in chosen]
     found = [c for c in refined if c is not None] or chosen

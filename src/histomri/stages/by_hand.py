@@ -170,8 +170,7 @@ def pose_by_guides(block: Block, placements: Placements, guides: Mapping[str, Mr
     spread = np.linalg.svd(here - here.mean(axis=0), compute_uv=False)
     if spread[1] < FLAT * spread[0]:
         return None
-    hands = {"no": (False,), "yes": (True,), "auto": (False, True)}[block.mirror]
-    matrix, missed = min((similarity_fit(here, there, hand) for hand in hands), key=lambda found: found[1])
+    matrix, missed = min((similarity_fit(here, there, hand) for hand in block.hands), key=lambda found: found[1])
     extent = float(np.linalg.norm(np.ptp(there, axis=0)))
     print(f"{len(there)} guides in {len(used)} sections miss the pose that they give by {missed:.2f} mm", flush=True)
     if missed > POSE_MISS * extent or not possible(matrix):

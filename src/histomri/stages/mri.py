@@ -170,12 +170,11 @@ def _search_poses(
     from histomri.registration.pose import find_pose as search
 
     voxel_mm, hypotheses, pixels, mri = _pose_inputs(sections, manifests, block, placements, settings)
-    hands = {"no": (False,), "yes": (True,), "auto": (False, True)}[block.mirror]
     results: dict[str, _Search] = {}
     for name, (placed, weight) in hypotheses.items():
         stack = _reconstructed(pixels, placed, voxel_mm, gap_mm(placements, settings))
         try:
-            found = search(stack, mri, hands, settings.rotations, settings.candidates, progress=_say)
+            found = search(stack, mri, block.hands, settings.rotations, settings.candidates, progress=_say)
         except RegistrationError as error:
             _say(f"sections as by {name}: {error}")
             continue

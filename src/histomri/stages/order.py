@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from histomri.core import Section, Stack
-from histomri.stages.stack import StackSettings, faces_to_try, prepare_sections, read_edges
+from histomri.stages.stack import Preparation, StackSettings, faces_to_try, read_edges
 
 if TYPE_CHECKING:
     from histomri.registration.order import Remark
@@ -109,10 +109,10 @@ class _Comparison:
         settings: StackSettings,
         scores: Mapping[tuple[str, str], float],
     ):
-        self.sections, self.settings, self.count = sections, settings, 0
+        self.sections, self.count = sections, 0
         self.scores = dict(scores)
         # a section takes megabytes, and a stray meets the same few others again
-        self.prepared = lru_cache(KEPT)(lambda i: prepare_sections(manifests, set(sections), settings, only={i}).get(i))
+        self.prepared = lru_cache(KEPT)(Preparation(manifests, set(sections), settings).of)
 
     def alike(self, a: str, b: str) -> float:
         """The structure score of a pair, measured now where it was not before; -1 where one of them cannot be read."""

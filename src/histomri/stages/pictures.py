@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 Rgb = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
+# orange and blue stay apart for every kind of colour vision
+SECTION_COLOUR, MRI_COLOUR = (255, 159, 28), (76, 201, 240)
 
 
 def outline(rgb: Rgb, mask: Mask, colour: tuple[int, int, int], width: int = 1) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histomri.io.atomic import replacing
-from histomri.stages.pictures import outline
+from histomri.stages.pictures import SECTION_COLOUR, outline
 
 if TYPE_CHECKING:
     from histomri.core import Image
@@ -21,7 +21,6 @@ Rgb = NDArray[np.uint8]
 MOST = 4
 SIDE_PX = 300
 LABEL_PX = 26
-OUTLINE = (255, 159, 28)  # as the report draws the section's outline
 WHITE = (255, 255, 255)
 
 
@@ -30,13 +29,10 @@ def write_pose_pictures(path: Path, stack: Scaled, mri: Scaled, candidates: Sequ
 
     At most ``MOST`` candidates that are different poses, best first, with the outline of the block's tissue over each.
     """
-    from histomri.registration.pose import different, warp_volume
+    from histomri.registration.pose import distinct, warp_volume
 
     block, mask = stack.at(voxel_mm)
-    shown: list[PoseCandidate] = []
-    for candidate in candidates:
-        if len(shown) < MOST and all(different(candidate.block_to_mri, s.block_to_mri, mask) for s in shown):
-            shown.append(candidate)
+    shown = distinct(candidates, lambda c: c.block_to_mri, mask, MOST)
     image, tissue = mri.at(voxel_mm)
     columns = [_column(block.data, mask, "the block")]
     for rank, candidate in enumerate(shown, 1):
@@ -62,7 +58,7 @@ def _shown(plane: NDArray[np.float32], tissue: NDArray[np.bool_], high: float) -
     size = (max(int(plane.shape[1] * scale), 1), max(int(plane.shape[0] * scale), 1))
     grey = np.ascontiguousarray(np.clip(plane / high, 0, 1) * 255, np.uint8)
     rgb: Rgb = np.repeat(np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_LINEAR), np.uint8)[..., None], 3, axis=2)
-    outline(rgb, cv2.resize(tissue.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0, OUTLINE)
+    outline(rgb, cv2.resize(tissue.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0, SECTION_COLOUR)
     out = np.full((SIDE_PX, SIDE_PX, 3), WHITE, np.uint8)
     top, left = (SIDE_PX - size[1]) // 2, (SIDE_PX - size[0]) // 2
     out[top : top + size[1], left : left + size[0]] = rgb

@@ -23,10 +23,8 @@ from histomri.io.nifti import read_geometry, read_nifti
 from histomri.stages import templates
 from histomri.stages.contact_sheets import thumbnails
 from histomri.stages.evaluation_inputs import PlacedBlock, read_block, read_manifests, read_mri
-from histomri.stages.pictures import Mask, Rgb, data_address, outline, png_address
+from histomri.stages.pictures import MRI_COLOUR, SECTION_COLOUR, Mask, Rgb, data_address, outline, png_address
 
-# orange and blue stay apart for every kind of colour vision
-SECTION_COLOUR, MRI_COLOUR = (255, 159, 28), (76, 201, 240)
 TISSUE_TINT = np.array([1.0, 0.78, 0.55])
 SIZES = (512, 448, 384, 320, 256, 208, 160, 128, 96)
 BASE64_GROWTH = 1.37

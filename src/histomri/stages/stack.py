@@ -65,7 +65,7 @@ def measure_edges(
     from histomri.io.atomic import write_json
 
     by_id = {s.id: s for s in sections}
-    prepared = prepare_sections(manifests, {i for pair in pairs for i in pair}, settings)
+    prepared = Preparation(manifests, {i for pair in pairs for i in pair}, settings).all()
     records = []
     for number, (a, b) in enumerate(pairs, 1):
         if a in prepared and b in prepared:
@@ -74,27 +74,34 @@ def measure_edges(
     write_json(edges, {"edges": records})
 
 
-def prepare_sections(
-    manifests: Mapping[str, Path], ids: set[str], settings: StackSettings, only: set[str] | None = None
-) -> dict[str, Prepared]:
-    """Those of the sections that hold tissue, ready to be compared (of ``only`` these, at the pixels that suit them all)."""
-    from histomri.io.sections import read_manifest, registration_image
-    from histomri.registration.pair import prepare
+class Preparation:
+    """Makes sections ready to be compared, one by one, at the pixels that suit them all; their manifests are read once."""
 
-    read = {i: read_manifest(manifests[i]) for i in sorted(ids)}
-    usable = {i: m for i, m in read.items() if m.is_usable and m.tissue_area_mm2 > 0}
-    if not usable:
-        return {}
-    size = typical_size_mm([m.tissue_area_mm2 for m in usable.values()])
-    fine = size / settings.fine_px
-    out = {}
-    for i, m in usable.items():
-        if only is not None and i not in only:
-            continue
-        image, mask = registration_image(m, fine)
-        if mask.data.sum() >= 16:
-            out[i] = prepare(image, mask, size / settings.search_px, max(fine, float(image.grid.spacing_mm.max())))
-    return out
+    def __init__(self, manifests: Mapping[str, Path], ids: set[str], settings: StackSettings):
+        from histomri.io.sections import read_manifest
+
+        read = {i: read_manifest(manifests[i]) for i in sorted(ids)}
+        self.usable = {i: m for i, m in read.items() if m.is_usable and m.tissue_area_mm2 > 0}
+        self.size_mm = typical_size_mm([m.tissue_area_mm2 for m in self.usable.values()]) if self.usable else 1.0
+        self.settings = settings
+
+    def of(self, section: str) -> Prepared | None:
+        """One section; None where it holds no tissue."""
+        from histomri.io.sections import registration_image
+        from histomri.registration.pair import prepare
+
+        if section not in self.usable:
+            return None
+        fine = self.size_mm / self.settings.fine_px
+        image, mask = registration_image(self.usable[section], fine)
+        if mask.data.sum() < 16:
+            return None
+        return prepare(image, mask, self.size_mm / self.settings.search_px, max(fine, float(image.grid.spacing_mm.max())))
+
+    def all(self) -> dict[str, Prepared]:
+        """Those of the sections that hold tissue."""
+        found = {i: self.of(i) for i in self.usable}
+        return {i: p for i, p in found.items() if p is not None}
 
 
 def typical_size_mm(areas_mm2: Sequence[float]) -> float:
@@ -172,7 +179,7 @@ def solve(
         fixed={i: p.affine.matrix for i, p in anchors.items() if p.affine is not None},
         alpha=settings.alpha,
     )
-    paired = prepare_sections(manifests, {i for g in given for i in (g.fixed, g.moving)}, settings)
+    paired = Preparation(manifests, {i for g in given for i in (g.fixed, g.moving)}, settings).all()
     edges_by_hand = given_edges(given, sections, paired)
     solution = solve_with_given(measured, edges_by_hand, nodes, solve_all)
     areas = {i: m.tissue_area_mm2 for i, m in usable.items()}

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from histomri.registration.stack_refinement import StackRefinement
     from histomri.transforms.placement import Placement, Placements
 
-SURE = 0.5
 NOTE = (
     "the shape along the stack that changes slowly (over more than about {sections:g} sections) cannot be known from sections "
     "alone and is as the rigid placement left it; what jumps from section to section was taken out"
@@ -48,8 +47,7 @@ def deform(
 def _is_known(placement: Placement) -> bool:
     from histomri.registration.by_hand import is_locked
 
-    from_photograph = placement.quality.get("source") == "blockface" and placement.confidence >= SURE
-    return from_photograph or is_locked(placement)
+    return placement.is_on_photograph or is_locked(placement)
 
 
 def _say(text: str) -> None:
@@ -58,7 +56,7 @@ def _say(text: str) -> None:
 
 def _result(placements: Placements, work: StackRefinement, settings: StackSettings) -> Placements:
     """The block's placements with what was found, in the order of the sheet."""
-    seen = dict(zip(work.order, zip(work.scores(), work.trust, strict=True), strict=True))
+    seen = dict(zip(work.order, zip(work.likeness, work.trust, strict=True), strict=True))
     out = {k: _noted(p, *seen[k]) if k in seen else p for k, p in work.placements.items()}
     quality = {**placements.quality, "note": NOTE.format(sections=settings.shape_sections)}
     return dataclasses.replace(placements, sections=out, quality=quality)

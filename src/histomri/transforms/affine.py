@@ -65,3 +65,14 @@ class Affine(Transform):
     def inverse(self) -> Affine:
         """The exact inverse."""
         return Affine(np.asarray(np.linalg.inv(self.matrix), np.float64), self.to_space, self.from_space)
+
+
+def nearest_rotation(a: Float, b: Float, mirrored: bool = False) -> tuple[Float, float]:
+    """The rotation R, (ndim, ndim), that brings points a (n, ndim) nearest to b, and the sum of ``b . R a`` (Umeyama 1991).
+
+    Both lie about their means. ``mirrored``: R turns over too.
+    """
+    u, s, vt = np.linalg.svd(b.T @ a)
+    sign = np.ones(a.shape[1])
+    sign[-1] = np.sign(np.linalg.det(u @ vt)) * (-1.0 if mirrored else 1.0)
+    return (u * sign) @ vt, float((s * sign).sum())

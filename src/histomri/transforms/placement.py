@@ -15,6 +15,8 @@ from histomri.transforms.displacement import DisplacementField
 
 # a section whose confidence is lower is not relied on, and is sought again
 DOUBTFUL = 0.3
+# a section that is surer than this on its own photograph stays there
+ON_PHOTOGRAPH = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +45,11 @@ class Placement:
     def is_doubtful(self) -> bool:
         """Whether it is not placed, or not surely enough to be relied on."""
         return not self.is_placed or self.confidence < DOUBTFUL
+
+    @property
+    def is_on_photograph(self) -> bool:
+        """Whether it lies well on its own photograph of the block, which knows its place better than an MRI or neighbours."""
+        return self.quality.get("source") == "blockface" and self.confidence >= ON_PHOTOGRAPH
 
     @property
     def is_mirrored(self) -> bool:

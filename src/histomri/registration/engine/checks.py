@@ -15,6 +15,7 @@ from histomri.registration.engine.pyramid import Source
 from histomri.registration.engine.regularisation import TERMS
 from histomri.registration.sanity import MAX_SCALE, MAX_STRETCH
 from histomri.transforms import Affine, DisplacementField
+from histomri.transforms.affine import nearest_rotation
 
 Float = NDArray[np.float64]
 
@@ -150,10 +151,8 @@ def from_landmarks(fixed: Float, moving: Float) -> Float:
     out = np.eye(ndim + 1)
     spread = float((a**2).sum())
     if len(fixed) >= ndim and spread > 0:
-        u, s, vt = np.linalg.svd(b.T @ a)
-        sign = np.ones(ndim)
-        sign[-1] = np.sign(np.linalg.det(u @ vt))
-        out[:-1, :-1] = (u * sign) @ vt * float((s * sign).sum()) / spread
+        turn, reach = nearest_rotation(a, b)
+        out[:-1, :-1] = turn * reach / spread
     out[:-1, -1] = middle[1] - out[:-1, :-1] @ middle[0]
     return out
 
