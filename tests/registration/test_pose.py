@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from histomri.registration.pose import (
     find_pose,
     possible,
     refine_given,
+    search_orientations,
     super_fibonacci,
 )
 
@@ -38,18 +40,16 @@ def _truth(seed: int, mirrored: bool = False) -> np.ndarray:
     return out
 
 
-def _found(
-    truth: np.ndarray, hands: tuple[bool, ...] = (False,), symmetric: bool = False, planes: slice = slice(None)
-) -> PoseResult:
-    return find_pose(*_pair(truth, symmetric, planes), hands, ROTATIONS, keep=2)
+def _found(truth: np.ndarray, hands: tuple[bool, ...] = (False,), **part: Any) -> PoseResult:
+    return find_pose(*_pair(truth, **part), hands, ROTATIONS, keep=2)
 
 
-def _pair(truth: np.ndarray, symmetric: bool = False, planes: slice = slice(None)) -> tuple[Scaled, Scaled]:
-    """The block with room along the cutting axis, or some of its planes, and its MRI with contrast inverted."""
+def _pair(truth: np.ndarray, symmetric: bool = False, planes: slice = slice(None), columns: int = 28) -> tuple[Scaled, Scaled]:
+    """The block with room along the cutting axis, or some of its planes and columns, and its MRI with contrast inverted."""
     tissue = Tissue(3, 7, symmetric)
     shape = np.array([72, 28, 28])
     grid = Grid(tuple(shape), np.full(3, 0.42), -(shape - 1) / 2 * 0.42)
-    cut = grid.crop((planes.start or 0, 0, 0), (planes.stop or 72, 28, 28))
+    cut = grid.crop((planes.start or 0, 0, 0), (planes.stop or 72, 28, columns))
     block = tissue.image(cut)
     mri = tissue.image(Grid((32, 32, 32), np.full(3, 0.46), truth[:3, 3] - 0.46 * 15.5), np.linalg.inv(truth), inverted=True)
     return Scaled(*block), Scaled(*mri)
@@ -76,6 +76,7 @@ def test_a_slab_is_compared_over_its_planes_alone() -> None:
         fixed = (moving + random.normal(scale=0.02, size=moving.shape).astype(np.float32)) * known
         surface = _Correlation(fixed, (None, slab, known)).surfaces(moving)[-1]
         assert np.unravel_index(surface.argmax(), surface.shape) == (0, 0, 0)
+        np.testing.assert_array_equal(_Correlation(fixed, (known,)).surfaces(moving)[0], surface)
         assert np.argmax([(moving * np.roll(fixed, s, axis=1)).sum() for s in range(10)]) != 0
         for shift in [(0, 0, 0), (3, 1, 9), (7, 4, 2)]:
             moved = np.roll(moving, [-s for s in shift], axis=(1, 2, 3)) * known
@@ -87,6 +88,15 @@ def test_a_slab_out_of_a_specimen_is_found() -> None:
     """Its first and last planes are no surface of the specimen."""
     truth = _truth(4)
     assert apart(_found(truth, planes=slice(31, 40)).best.block_to_mri, truth) < 0.6
+
+
+@pytest.mark.parametrize("seed", [4, 7])
+def test_half_of_a_specimen_is_sought_by_its_tissue(seed: int) -> None:
+    """As a hemisphere in the MRI of the whole brain: where all of the MRI counts, the best start is 4 to 6 mm off."""
+    truth = _truth(seed)
+    half = _pair(truth, planes=slice(24, 48), columns=14)
+    best = {name: search_orientations(*half, 0.45, (False,), 600, 1, (name,))[0] for name in ("all", "tissue")}
+    assert apart(best["tissue"], truth) < 1.5 < 3.5 < apart(best["all"], truth)
 
 
 def test_a_mirror_image_is_found_only_where_it_is_allowed() -> None:

@@ -267,7 +267,7 @@ class _Correlation:
         """The cosine over each W for each cyclic shift (n, n, n)."""
         shape = (self.side,) * 3
         product = fft.irfftn((self.fixed * fft.rfftn(moving, axes=(1, 2, 3))).sum(axis=0), s=shape) / self.norm
-        power = None if self.known == [None] else fft.rfftn((moving**2).sum(axis=0))
+        power = fft.rfftn((moving**2).sum(axis=0)) if any(w is not None for w in self.known) else None
         return [product if w is None else _over_energy(product, fft.irfftn(w * power, s=shape)) for w in self.known]
 
 
