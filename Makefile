@@ -11,7 +11,7 @@ WORKERS := 2
 FIND_PYTHON = for p in $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14 python; do \
 	if "$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then echo "$$p"; break; fi; done
 
-.PHONY: help setup demo test test-studies bench-env lint config lock clean
+.PHONY: help setup demo test test-studies test-cluster test-faults bench-env lint config lock clean
 .DELETE_ON_ERROR:
 
 help:
@@ -19,6 +19,8 @@ help:
 	@echo "make demo          make the digital block and run the whole chain on it (results/demo)"
 	@echo "make test          run the tests"
 	@echo "make test-studies  run the long studies"
+	@echo "make test-cluster  run the digital block on a real SLURM on this machine (needs root and Debian's packages)"
+	@echo "make test-faults   kill runs at KILLS random moments (default 100), fill the disk, change files under a run"
 	@echo "make bench-env     install the peers of tests/benchmarks into $(BENCH) (1.6 GB)"
 	@echo "make lint          ruff and mypy"
 	@echo "make config        write config/config.yaml and config/README.md from config/schema"
@@ -51,6 +53,15 @@ test: $(STAMP)
 
 test-studies: $(STAMP)
 	$(PY) -m pytest tests/studies -m study
+
+test-cluster: $(STAMP)
+	$(PY) -m pytest tests/cluster -m cluster
+
+# How many kills; CI takes fewer.
+KILLS := 100
+
+test-faults: $(STAMP)
+	HISTOMRI_KILLS=$(KILLS) $(PY) -m pytest tests/faults -m faults
 
 bench-env: $(BENCH)/.histomri-bench
 
