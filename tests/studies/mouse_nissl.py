@@ -1,7 +1,7 @@
-"""660 serial Nissl sections of a mouse brain, without an MRI.
+"""660 serial Nissl sections of a mouse brain, without an MRI, or with that of another mouse.
 
-``python tests/studies/mouse_nissl.py FOLDER [--first 200 --count 80]``: ``FOLDER`` gets ``mouse_nissl.yaml`` and its sheet,
-with absolute paths of the data; the pictures stay where they are. Its output is ``FOLDER/out``.
+``python tests/studies/mouse_nissl.py FOLDER [--first 200 --count 80] [--mri]``: ``FOLDER`` gets ``mouse_nissl.yaml`` and its
+sheets, with absolute paths of the data; the pictures stay where they are. Its output is ``FOLDER/out``.
 The sections that the data's own list calls absent are missing in the sheet.
 """
 
@@ -46,6 +46,13 @@ def write_study(folder: Path, data: Path, every: int = 1, first: int = 1, count:
     return path
 
 
+def add_mri(config: Path, data: Path) -> None:
+    """Give the study ``mouse_mri``, the MRI of another animal, to be placed in."""
+    mri = data / "mouse_mri" / "CIVM_mouse.ISO.nii.gz"
+    (config.parent / "blocks.tsv").write_text(f"block\tmri\tmirror\nblock\t{mri}\tauto\n")
+    config.write_text(config.read_text() + "blocks: blocks.tsv\n")
+
+
 def read_rows(folder: Path) -> list[dict[str, str]]:
     """The rows of the sheet, in order of their numbers along the brain."""
     with (folder / "samples.tsv").open(newline="") as file:
@@ -81,8 +88,12 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=1, help="number of the first section")
     parser.add_argument("--count", type=int, default=668, help="how many numbers from there on")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("HISTOMRI_DATA", BESIDE)), help="folder of real data")
+    parser.add_argument("--mri", action="store_true", help="with the MRI of another mouse")
     given = parser.parse_args()
-    print(write_study(given.folder, given.data.absolute(), given.every, given.first, given.count))
+    config = write_study(given.folder, given.data.absolute(), given.every, given.first, given.count)
+    if given.mri:
+        add_mri(config, given.data.absolute())
+    print(config)
 
 
 if __name__ == "__main__":
