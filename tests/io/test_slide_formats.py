@@ -295,6 +295,42 @@ def test_a_jpeg_tile_that_lost_its_end_is_not_taken_for_grey_tissue(tmp_path: Pa
     assert np.array_equal(found, expected)
 
 
+@pytest.mark.parametrize("broken", ["none", "no end", "no bytes", "noise"])
+def test_the_short_way_of_large_slides_gives_what_the_general_way_gives(
+    tmp_path: Path, scanned: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    copy = tmp_path / "a.svs"
+    data = bytearray(scanned.read_bytes())
+    with tifffile.TiffFile(scanned) as tiff:
+        page: Any = tiff.pages[0]
+        start, count = page.dataoffsets[9], page.databytecounts[9]
+    spoilt = {
+        "no end": (count // 2, b"\0" * (count - count // 2)),
+        "no bytes": (0, b"\0" * count),
+        "noise": (0, b"\x77" * (count - 2)),
+    }
+    at, content = spoilt.get(broken, (0, b""))
+    data[start + at : start + at + len(content)] = content
+    copy.write_bytes(data)
+    found, bad = [], []
+    for is_short in (True, False):
+        monkeypatch.setattr(slides.tiff, "worth_compiling", lambda pixels, is_short=is_short: is_short)
+        with open_slide(copy) as slide:
+            assert (slide._quick is not None) == is_short  # type: ignore[attr-defined]
+            boxes = [(y, x, min(256, 700 - y), min(256, 900 - x)) for y in range(0, 700, 256) for x in range(0, 900, 256)]
+            for y, x, height, width in [*boxes, (64, 128, 100, 256)]:
+                planes = np.full((3, 256, 256), 7, np.uint8)
+                slide.read_planes(y, x, height, width, planes)
+                found.append(planes)
+                assert broken != "none" or np.array_equal(
+                    np.moveaxis(slide.read_region(y, x, height, width), -1, 0), planes[:, :height, :width]
+                )
+            bad.append(slide.bad_tiles)
+    half = len(found) // 2
+    assert all(np.array_equal(a, b) for a, b in zip(found[:half], found[half:], strict=True))
+    assert bad == [broken != "none"] * 2
+
+
 def test_synthetic_slides_of_one_seed_are_equal_and_of_another_are_not(tmp_path: Path, scanned: Path) -> None:
     write_big_slide(tmp_path / "a.svs", SMALL)
     write_big_slide(tmp_path / "b.svs", replace(SMALL, seed=2))

@@ -107,3 +107,21 @@ def test_a_kernel_that_needs_numba_at_run_time_is_refused_and_does_not_end_the_p
 
     with pytest.raises(RuntimeError, match="which is not there without numba"):
         native._compiled({"allocates": (allocates, ("uint8", "i"))})
+
+
+@pytest.mark.parametrize("kind", ["u1", "u2", "f4", "i2"])
+@pytest.mark.parametrize(("level", "size"), [(1, (8, 8)), (3, (7, 9)), (5, (1, 6)), (4, (5, 1))])
+def test_rounding_and_adding_at_once_is_rounding_and_adding(kind: str, level: int, size: tuple[int, int]) -> None:
+    most = 255 if kind in ("u1", "f4") else 30_000
+    sums = RNG.integers(0, most * 4**level + 1, (3, *size)).astype(pyramid.sum_type(kind, level))
+    made = []
+    for way in ("apart", "formulas", "compiled"):
+        pixels, above = np.full((3, 9, 9), 5, kind), np.full((3, 6, 7), 5, pyramid.sum_type(kind, level + 1))
+        if way == "apart":
+            pyramid.to_pixels(sums, (0, 0, *size), level, pixels)
+            pyramid.add_quads(sums, (0, 0, *size), above, (1, 2))
+        else:
+            pyramid.to_pixels_and_above(sums, level, pixels, above, (1, 2), compiled=way == "compiled")
+        made.append((pixels, above))
+    for pixels, above in made[1:]:
+        assert np.array_equal(pixels, made[0][0]) and np.array_equal(above, made[0][1])

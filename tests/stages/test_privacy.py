@@ -18,6 +18,7 @@ from histomri.core import Section
 from histomri.io.private import category_of, private_fields
 from histomri.io.sections import SectionManifest, read_manifest
 from histomri.stages.ingest import IngestSettings, ingest_section
+from histomri.testing.dicom_slide import DicomSlide, write_dicom_slide
 
 # every planted value holds this word, in no matter which field
 WORD = "xqzsecret"
@@ -169,6 +170,26 @@ def test_no_byte_of_the_output_tells_and_what_was_left_is_listed(
     missing = LISTED[name] - set(found.dropped_metadata)
     assert not missing, f"not listed: {missing}; listed: {found.dropped_metadata}"
     assert not (tmp_path / "out" / "ingest" / "a" / "kept").exists() and found.kept == ()
+
+
+def test_a_dicom_series_tells_nothing_of_any_of_its_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    files = write_dicom_slide(tmp_path / "in", pixels(), DicomSlide(word=WORD, levels=2))
+    assert len(leaks(tmp_path / "in")) == 4, "each file must hold what is looked for"
+    found = ingest(tmp_path / "out", files[1])
+    assert found.status == "ok" and {"label", "macro"} <= set(found.dropped)
+    assert leaks(tmp_path / "out") == [] and WORD not in "".join(capfd.readouterr())
+    for word in ("20200102", "20200104101112", "19440105", "1.2.826.0.1"):
+        assert leaks(tmp_path / "in", word) and not leaks(tmp_path / "out", word)
+    names = "PatientName PatientID PatientBirthDate AccessionNumber StudyDate AcquisitionDateTime OperatorsName StudyID"
+    names += " ReferringPhysicianName InstitutionName DeviceSerialNumber ContainerIdentifier StudyInstanceUID SOPInstanceUID"
+    assert {f"dicom.{name}" for name in names.split()} <= set(found.dropped_metadata)
+    assert "dicom.SpecimenDescriptionSequence[0].SpecimenIdentifier" in found.dropped_metadata
+    harmless = ("OpticalPath", "Rows", "PixelSpacing", "SOPClassUID", "SpecimenLabel")
+    assert not [name for name in found.dropped_metadata if any(word in name for word in harmless)]
+    kept = ingest(tmp_path / "label", files[0], keep=["label"])
+    with Pillow.open(tmp_path / "label" / "ingest" / "a" / "kept" / "label.png") as image:
+        assert int(np.median(np.asarray(image))) == 90 and "label" in kept.kept
+    assert leaks(tmp_path / "label") == []
 
 
 def test_a_real_ndpi_with_words_in_its_dates_tells_nothing(tmp_path: Path, shared_data: Path) -> None:

@@ -20,8 +20,9 @@ from histomri.io.publish import remove
 IMAGES = ("label", "macro", "thumbnail")
 # tried in this order, so that what concerns the patient never passes for less
 WORDS = {
-    "patient": r"patient|birth|subject|accession|casenumber|caseid|diagnosis|donor|medicalrecord|\bmrn\b",
-    "slide_id": r"barcode|slideid|slidename|slidelabel|imageid|sampleid|specimen|containeridentifier|uniqueid",
+    "patient": r"patient|birth|subject|accession|casenumber|caseid|studyid|diagnosis|donor|medicalrecord|\bmrn\b",
+    "slide_id": r"barcode|slideid|slidename|slidelabel|imageid|sampleid|specimen|containeridentifier|uniqueid|instanceuid"
+    r"|frameofreferenceuid",
     "operator": r"\buser|operator|experimenter|artist|author|creator|physician|username|firstname|lastname|email|copyright",
     "scan_date": r"date|\btime\b|timezone|created|updated|\btimestamp|gmtoffset",
     "device": r"scanscope|serial|s/n|hostcomputer|computername|hostname|instrument|device|station|institution|machine|gps",
@@ -32,6 +33,7 @@ CATEGORIES = {category: re.compile(words) for category, words in WORDS.items()}
 # names that a pattern catches and that say nothing about anyone
 HARMLESS = re.compile(
     r"exposuretime|^openslide\.|^tiff\.imagedescription$|descriptionversion|acquisitiontime$|focustime|updaterate"
+    r"|opticalpath|specimenlabelinimage"
 )
 TIFF_TAGS = {
     269: "DocumentName", 285: "PageName", 306: "DateTime", 315: "Artist", 316: "HostComputer", 700: "XMP", 33432: "Copyright",

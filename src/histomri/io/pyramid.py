@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from histomri.io.shards import ArrayFiles, ShardBuffer, is_blank, room_for
 from histomri.kernels.planes import split_planes
-from histomri.kernels.pyramid import add_quads, sum_type, to_pixels, worth_compiling
+from histomri.kernels.pyramid import add_quads, sum_type, to_pixels, to_pixels_and_above, worth_compiling
 
 Pixels = NDArray[Any]
 ReadTile = Callable[[int, int, int, int], Pixels]
@@ -148,26 +148,49 @@ class PyramidWriter:
         files.write(row, column, shard)
         self.reading.progress(size[0] * size[1])
 
-    def _add_up(self, place: Place, sums: Pixels, size: tuple[int, int]) -> None:
-        """Add a chunk to the one above; code that when it is whole, and so on upwards."""
-        level, row, column = place
-        parent = level + 1, row // 2, column // 2
-        if parent[0] == len(self.levels):
+    def _add_up(self, place: Place, planes: Pixels, size: tuple[int, int]) -> None:
+        """Add a chunk of level 0 to the one above; go on from there when that is whole."""
+        if len(self.levels) == 1:
             return
-        above, half = self._open(parent), self.chunk_px // 2
-        add_quads(sums, (0, 0, *size), above.sums, (row % 2 * half, column % 2 * half), self.is_compiled)
+        parent, corner = self._above(place)
+        above = self._open(parent)
+        add_quads(planes, (0, 0, *size), above.sums, corner, self.is_compiled)
+        if self._is_whole(parent, above):
+            self._finish(parent, above.sums)
+
+    def _finish(self, place: Place, sums: Pixels) -> None:
+        """Round and code a chunk above level 0 of which all is there, add it to the one above, and so on upwards."""
+        level, size, planes = place[0], (sums.shape[1], sums.shape[2]), self._planes(place[0])
+        _clear(planes, *size)
+        if level + 1 == len(self.levels):
+            to_pixels(sums, (0, 0, *size), level, planes, self.is_compiled)
+            self._store(place, size, planes)
+            return
+        parent, corner = self._above(place)
+        above = self._open(parent)
+        # both before coding, which fills the cache with its own
+        to_pixels_and_above(sums, level, planes, above.sums, corner, self.is_compiled)
+        is_whole = self._is_whole(parent, above)
+        self._store(place, size, planes)
+        # ragged ones at the image's edge are of many shapes, and not worth keeping
+        if size == (self.chunk_px, self.chunk_px):
+            with self._lock:
+                self._spare.give(sums)
+        if is_whole:
+            self._finish(parent, above.sums)
+
+    def _above(self, place: Place) -> tuple[Place, tuple[int, int]]:
+        """The chunk above one, and where in it the sums of the one begin (y, x)."""
+        (level, row, column), half = place, self.chunk_px // 2
+        return (level + 1, row // 2, column // 2), (row % 2 * half, column % 2 * half)
+
+    def _is_whole(self, place: Place, above: UnfinishedSums) -> bool:
+        """Count a part that was added to a chunk of sums; whether that was its last."""
         with self._lock:
             above.missing -= 1
-            is_whole = not above.missing
-            if is_whole:
-                del self._sums[parent]
-        if is_whole:
-            self._store(parent, above.sums)
-            self._add_up(parent, above.sums, (above.sums.shape[1], above.sums.shape[2]))
-            # ragged ones at the image's edge are of many shapes, and not worth keeping
-            if above.sums.shape[1:] == (self.chunk_px, self.chunk_px):
-                with self._lock:
-                    self._spare.give(above.sums)
+            if not above.missing:
+                del self._sums[place]
+            return not above.missing
 
     def _open(self, place: Place) -> UnfinishedSums:
         """The chunk of sums with that place, made when its first part comes."""
@@ -179,12 +202,10 @@ class PyramidWriter:
                 self._sums[place] = UnfinishedSums(sums, children(place, self._count(level - 1, self.chunk_px)))
             return self._sums[place]
 
-    def _store(self, place: Place, sums: Pixels) -> None:
-        """Code a chunk above level 0 from its sums, and write its shard if it is the last of it."""
+    def _store(self, place: Place, size: tuple[int, int], planes: Pixels) -> None:
+        """Code a chunk above level 0 that lies in the corner of ``planes``, and write its shard if it is the last of it."""
         level, row, column = place
-        files, planes, size = self.levels[level], self._planes(level), (sums.shape[1], sums.shape[2])
-        _clear(planes, *size)
-        to_pixels(sums, (0, 0, *size), level, planes, self.is_compiled)
+        files = self.levels[level]
         _pad(planes, size, files.is_lossy)
         per_shard = files.unit_px // files.chunk_px
         at = level, row // per_shard, column // per_shard

@@ -12,6 +12,7 @@ same bits.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -42,17 +43,22 @@ def worth_compiling(pixels: int) -> bool:
     return pixels > WORTH_COMPILED_PX
 
 
+@functools.cache
+def _compiled() -> Any:
+    """The compiled forms; an import statement for each chunk would take longer than this."""
+    from histomri.kernels import pyramid_compiled
+
+    return pyramid_compiled
+
+
 def add_quads(sums: Array, box: Box, out: Array, corner: Corner, compiled: bool = False) -> None:
     """``out[c, i, j]`` = sum of ``sums[c, 2i:2i+2, 2j:2j+2]``, in the box and from the corner (y, x) of ``out`` on.
 
     The last row and column are repeated where the box's size is odd. Columns are summed first (floats would tell).
     """
-    if compiled:
-        from histomri.kernels import pyramid_compiled
-
-        if pyramid_compiled.can_add(sums, out):
-            pyramid_compiled.add_quads(sums, box, out, corner)
-            return
+    if compiled and _compiled().can_add(sums, out):
+        _compiled().add_quads(sums, box, out, corner)
+        return
     y, x, height, width = box
     half = (height + 1) // 2, (width + 1) // 2
     for plane, into in zip(sums, out, strict=True):
@@ -68,12 +74,9 @@ def add_quads(sums: Array, box: Box, out: Array, corner: Corner, compiled: bool 
 
 def round_sums(sums: Array, box: Box, shift: int, out: Array, compiled: bool = False) -> None:
     """The corner of ``out`` = integer ``sums / 2**shift`` of a box, rounded half to even."""
-    if compiled:
-        from histomri.kernels import pyramid_compiled
-
-        if pyramid_compiled.can_round(sums, out):
-            pyramid_compiled.round_sums(sums, box, shift, out)
-            return
+    if compiled and _compiled().can_round(sums, out):
+        _compiled().round_sums(sums, box, shift, out)
+        return
     y, x, height, width = box
     kind = sums.dtype.type
     for plane, into in zip(sums, out, strict=True):
@@ -94,3 +97,13 @@ def to_pixels(sums: Array, box: Box, level: int, out: Array, compiled: bool = Fa
         out[:, :height, :width] = mean if out.dtype.kind == "f" else np.rint(mean)
     else:
         round_sums(sums, box, 2 * level, out, compiled)
+
+
+def to_pixels_and_above(sums: Array, level: int, out: Array, above: Array, corner: Corner, compiled: bool = False) -> None:
+    """:func:`to_pixels` of all of a level's ``sums`` into the corner of ``out``, and :func:`add_quads` of them into ``above``."""
+    if compiled and _compiled().can_round_and_add(sums, out, above):
+        _compiled().round_and_add(sums, 2 * level, out, above, corner)
+        return
+    box = 0, 0, sums.shape[1], sums.shape[2]
+    to_pixels(sums, box, level, out, compiled)
+    add_quads(sums, box, above, corner, compiled)

@@ -334,6 +334,8 @@ class TiffSlide(Slide):
         if len(first.pages) > 1 or first.keyframe.planarconfig != 1:
             super().read_planes(y, x, height, width, planes)
             return
+        if self._quick is not None and self._quick.fill((y, x), (height, width), self._own_tile(0), planes):
+            return
         compiled = worth_compiling(first.shape[0] * first.shape[1])
         columns = self._columns
         for (top, left), box, tile in self._pieces((y, x), (height, width), 0, (0, 0)):
@@ -347,6 +349,18 @@ class TiffSlide(Slide):
         import imagecodecs
 
         return imagecodecs.jpeg8_decode
+
+    @cached_property
+    def _quick(self) -> Any:
+        """The short way for level 0, where its tiles are what most slides have, and the slide is worth compiled kernels."""
+        first, colours = self._levels[0], self._colours[0]
+        is_worth = worth_compiling(first.shape[0] * first.shape[1])
+        if not (is_worth and self._ends[0] and colours and self._columns == slice(None) and len(self._chosen) == 3):
+            return None
+        from histomri.io.slides.jpeg_tiles import JpegTiles
+
+        page = first.pages[0]
+        return JpegTiles(page, colours, first.tile, first.tiles[1], self._descriptor(page.parent.filehandle))
 
     @cached_property
     def _columns(self) -> Any:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from histomri.io.slides.base import RGB, Pixels, Slide, SlideInfo, channel_indices
+from histomri.io.slides import dicom
+from histomri.io.slides.base import RGB, Pixels, Slide, SlideInfo, channel_indices, problem
 
 RETRY_TILE_PX = 256
 
@@ -45,16 +46,21 @@ def on_white(rgba: Pixels, background: Pixels) -> Pixels:
 
 
 class VendorSlide(Slide):
-    """A slide read through openslide. Raises the openslide error when it cannot be opened."""
+    """A slide read through openslide. Raises the openslide error when it cannot be opened.
+
+    Raises ``InputError`` where a file of a DICOM series is cut off before its pixels.
+    """
 
     def __init__(self, path: Path, channel: str | None = None):
         super().__init__()
         self._path, self._lock = path, threading.Lock()
         self._slide = self._open()
+        self._series = self._whole_series()
         info = info_of(self._slide, path)
         self._chosen = channel_indices(path, info.channels, channel)
         self.info = replace(info, channels=tuple(info.channels[i] for i in self._chosen))
-        self.tiles = int(np.prod([-(-n // RETRY_TILE_PX) for n in info.shape]))
+        self._step = self._tile_px()
+        self.tiles = int(np.prod([-(-n // self._step) for n in info.shape]))
         colour = self._slide.properties.get("openslide.background-color", "ffffff")
         self._background = np.array([int(colour[i : i + 2], 16) for i in (0, 2, 4)], np.float32)
 
@@ -63,12 +69,29 @@ class VendorSlide(Slide):
 
         return openslide.OpenSlide(str(self._path))
 
+    def _tile_px(self) -> int:
+        """Side of the boxes that damage is counted in: of the file's tiles where they are small, so that no sound one is lost."""
+        sides = {int(self._slide.properties.get(f"openslide.level[0].tile-{side}", 0)) for side in ("width", "height")}
+        return min(sides) if len(sides) == 1 and 0 < min(sides) < RETRY_TILE_PX else RETRY_TILE_PX
+
+    def _whole_series(self) -> tuple[Path, ...]:
+        """The files of a DICOM series, none for other formats."""
+        uid = self._slide.properties.get("dicom.SeriesInstanceUID")
+        found = dicom.series_files(self._path, uid) if uid else ()
+        cut = [file.name for file in found if dicom.has_lost_its_pixels(file)]
+        if cut:
+            self._slide.close()
+            raise problem(self._path, f"is truncated: {', '.join(cut)} of the same series ends in its header", "copy it again")
+        return found
+
     def close(self) -> None:
         """Close the file."""
         self._slide.close()
 
     def files(self) -> tuple[Path, ...]:
-        """The file, and those of the folder beside it where the pixels are (MRXS)."""
+        """The file, and those where the pixels are: of the folder beside it (MRXS), of the series (DICOM)."""
+        if self._series:
+            return self._series
         beside = self._path.with_suffix("")
         return (self._path, *(sorted(f for f in beside.iterdir() if f.is_file()) if beside.is_dir() else ()))
 
@@ -103,7 +126,7 @@ class VendorSlide(Slide):
 
         pixels = np.empty((height, width, 3), np.uint8)
         pixels[:] = self._background
-        step = RETRY_TILE_PX
+        step = self._step
         boxes = [(r, c) for r in range(y // step * step, y + height, step) for c in range(x // step * step, x + width, step)]
         with self._lock:
             for r, c in boxes:
