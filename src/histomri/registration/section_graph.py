@@ -28,6 +28,8 @@ LOOP_DEG = 8.0
 LOOP_SHIFT = 0.25
 LOOSE_ALPHA = 0.3
 LEAST_AGREEING = 3
+AROUND = 15
+MOSTLY = 0.8
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,10 +148,24 @@ def consistent(edges: list[Edge], sections: Mapping[str, tuple[Float, bool | Non
 def agreeing(edges: list[Edge], sections: Mapping[str, tuple[Float, bool | None]], loose: float) -> list[Edge]:
     """The edges that agree with two ways round or more, over edges that score above ``loose``, however weak each is by itself.
 
-    Unrelated pairs close a triangle by chance once in 45, or once in 4 where outlines alone line them up.
+    Unrelated pairs close a triangle by chance once in 45, once in 4 where outlines alone line them up, and every second time
+    where nothing tells a specimen from its mirror image; so nearly all triangles around there in the stack must close.
     """
-    some = [e for e in edges if e.score > loose and e.margin > 0]
-    return [e for e, (closed, _) in zip(some, _triangles(some, sections), strict=True) if closed >= LEAST_AGREEING - 1]
+    place = {n: i for i, n in enumerate(sections)}
+    some = sorted(
+        (e for e in edges if e.score > loose and e.margin > 0), key=lambda e: (place[e.fixed] + place[e.moving], e.fixed, e.moving)
+    )
+    counts = np.array(_triangles(some, sections), float).reshape(-1, 2)
+    closed, all_of_them = (_sums_around(c, AROUND) for c in counts.T)
+    good = (counts[:, 0] >= LEAST_AGREEING - 1) & (closed >= MOSTLY * all_of_them)
+    return [e for e, fine in zip(some, good, strict=True) if fine]
+
+
+def _sums_around(values: Float, reach: int) -> Float:
+    """The sum of each value (n,) and the ``reach`` ones on either side."""
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    at = np.arange(len(values))
+    return np.asarray(total[np.minimum(at + reach + 1, len(values))] - total[np.maximum(at - reach, 0)])
 
 
 def _triangles(edges: list[Edge], sections: Mapping[str, tuple[Float, bool | None]]) -> list[tuple[int, int]]:
