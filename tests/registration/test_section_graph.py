@@ -52,7 +52,7 @@ def errors(found: dict[str, Matrix], truth: dict[str, Matrix], reference: str) -
     return {n: apart(np.linalg.inv(found[n]), np.linalg.inv(truth[n] @ gauge), 3.0) for n in found}
 
 
-def test_noiseless_pairs_give_the_exact_stack_mirrored_members_too() -> None:
+def test_mirrored_section_or_not_noiseless_pairs_give_the_exact_stack() -> None:
     truth, sections = stack_of(20)
     solution = solve_stack(all_edges(truth), sections, SPACING)
     assert set(solution.block_to_section) == set(truth)
