@@ -1,10 +1,10 @@
 """The stack's error against the share of damaged, missing and mirrored sections: ours, a neighbour chain, and shortest paths.
 
-``python tests/benchmarks/damage_curves.py WORK [--seeds 0 --count 30 --svg OUT.svg]``: planes of ``mouse_brain_planes``, distorted as
-in ``tests/studies/mouse_planes.py``. All ways use the same measured pairs, so that what is compared is what they make of them:
+``python tests/benchmarks/damage_curves.py WORK [--seeds 0 --count 30 --svg OUT.svg]``: planes of ``mouse_brain_planes``,
+distorted as in ``tests/studies/mouse_planes.py``. All ways use the same measured pairs, so that what is compared is what they make of them:
 
 - ``chain``: each section's pair with the next one, accepted or not, composed;
-- ``shortest paths``: stack_greedy's, weight (1 - score)^4 dz 1.1^dz, composed from the section with the least sum of them;
+- ``shortest paths``: as in stack_greedy, weight (1 - score)^4 dz 1.1^dz, from the section with the least sum of them;
 - ``ours, rigid`` and ``ours``: the stages ``stack`` (joint solve) and ``stack_deform``.
 
 Errors are those of ``stack_truth.py``: rigid pose of the block and drift (cubic along the stack, degree 4 in the plane) taken off.
@@ -18,6 +18,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def chain(names: Sequence[str], edges: Edges) -> dict[str, Transform]:
     """Each section by its pair with the one before it."""
     step = {(e["fixed"], e["moving"]): np.array(e["matrix"]) for e in edges}
     matrices = [np.eye(3)]
-    for pair in zip(names, names[1:], strict=False):
+    for pair in pairwise(names):
         matrices.append(step[pair] @ matrices[-1])
     return _transforms(names, matrices)
 
@@ -186,7 +187,9 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> str:
         (x0, y1), (x1, y0) = place(panel, 0, HIGH), place(panel, 0.4, LOW)
         body.append(f'<rect x="{x0}" y="{y1}" width="{PANEL}" height="{PANEL}" fill="none" stroke="#888"/>')
         body.append(f'<text x="{(x0 + x1) / 2}" y="{y0 + 38}" text-anchor="middle">share of sections {kind}</text>')
-        body += [f'<text x="{place(panel, s, 1)[0]:.0f}" y="{y0 + 18}" text-anchor="middle">{s:.0%}</text>' for s in (0, 0.2, 0.4)]
+        body += [
+            f'<text x="{place(panel, s, 1)[0]:.0f}" y="{y0 + 18}" text-anchor="middle">{s:.0%}</text>' for s in (0, 0.2, 0.4)
+        ]
         for px in (1, 10, 100):
             y = place(panel, 0, px)[1]
             body.append(f'<path d="M{x0} {y:.1f}H{x1}" stroke="#ccc" stroke-dasharray="4 4"/>')
@@ -200,7 +203,9 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> str:
     for k, (way, colour) in enumerate(WAYS.items()):
         x = LEFT + 150 * k
         body.append(f'<path d="M{x} 50h24" stroke="{colour}" stroke-width="2"/><text x="{x + 30}" y="54">{way}</text>')
-    body.append(f'<text x="{LEFT - 44}" y="24">mean error of the placed sections without pose and drift, in pixels of 0.05 mm</text>')
+    body.append(
+        f'<text x="{LEFT - 44}" y="24">mean error of the placed sections without pose and drift, in pixels of 0.05 mm</text>'
+    )
     width, height = LEFT + 3 * PANEL + 2 * GAP + 20, TOP + PANEL + 54
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
     style = 'font-family="sans-serif" font-size="12" fill="#222"'

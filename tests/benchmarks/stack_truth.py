@@ -1,7 +1,7 @@
 """How far a stack without a reference is from its truth: ``python tests/benchmarks/stack_truth.py FOLDER``.
 
-``FOLDER`` was made by ``tests/studies/mouse_planes.py`` and run as far as ``stack_deform``. Points of the planes' tissue go through
-the true distortion into the sections and from there, as the stack was placed, into the block.
+``FOLDER`` was made by ``tests/studies/mouse_planes.py`` and run as far as ``stack_deform``. Points of the planes' tissue go
+through the true distortion into the sections and from there, as the stack was placed, into the block.
 
 What no stack without a reference can know is taken off, the same for whatever is measured: the rigid map (or its mirror image) of
 the block as a whole, then the drift, a polynomial of degree ``ALONG`` along the stack and ``IN_PLANE`` in the plane. Both are
@@ -49,7 +49,7 @@ class Placed:
 def tissue_points(plane: NDArray[np.float32], cut: Cut) -> Float:
     """Points (n, 2) of the plane that lie in tissue of the section, a lattice of ``EVERY_PX``, in mm from the plane's middle."""
     smooth = cv2.GaussianBlur(np.minimum(plane, BRIGHTEST), (0, 0), 2.0)
-    level, mask = cv2.threshold(np.clip(smooth * 255 / BRIGHTEST, 0, 255).astype(np.uint8), 0, 255, cv2.THRESH_OTSU)
+    _level, mask = cv2.threshold(np.clip(smooth * 255 / BRIGHTEST, 0, 255).astype(np.uint8), 0, 255, cv2.THRESH_OTSU)
     _, labels, stats, _ = cv2.connectedComponentsWithStats((mask > 0).astype(np.uint8))
     largest = labels == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
     whole = cv2.morphologyEx(largest.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((15, 15), np.uint8))

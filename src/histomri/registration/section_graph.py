@@ -153,7 +153,8 @@ def agreeing(edges: list[Edge], sections: Mapping[str, tuple[Float, bool | None]
     """
     place = {n: i for i, n in enumerate(sections)}
     some = sorted(
-        (e for e in edges if e.score > loose and e.margin > 0), key=lambda e: (place[e.fixed] + place[e.moving], e.fixed, e.moving)
+        (e for e in edges if e.score > loose and e.margin > 0),
+        key=lambda e: (place[e.fixed] + place[e.moving], e.fixed, e.moving),
     )
     counts = np.array(_triangles(some, sections), float).reshape(-1, 2)
     closed, all_of_them = (_sums_around(c, AROUND) for c in counts.T)

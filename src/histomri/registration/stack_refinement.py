@@ -199,7 +199,7 @@ class StackRefinement:
         steps = np.linalg.inv(frame) @ np.array([np.linalg.solve(a, b) for a, b in zip(now, wanted, strict=True)]) @ frame
         free = np.array([not self._stays(k) for k in self.order])
         moves = self._solved(steps[:, :2] - np.eye(3)[:2], free)
-        for i in np.flatnonzero(free):
+        for i in np.flatnonzero(free).tolist():
             key, step = self.order[i], np.eye(3)
             step[:2] += moves[i]
             if not (self.neighbours(i)[1] and key in self.large):
@@ -232,7 +232,7 @@ class StackRefinement:
     def _solved(self, steps: Float, free: NDArray[np.bool_]) -> Float:
         """The moves (n, ...) of which each is its step (n, ...) and the mean of its neighbours' moves, those not ``free`` 0."""
         system = np.eye(len(steps))
-        for i in np.flatnonzero(free):
+        for i in np.flatnonzero(free).tolist():
             for j, w in self.neighbours(i)[0]:
                 system[i, j] -= (1 - DAMPING) * w
         flat = np.where(free[:, None], steps.reshape(len(steps), -1), 0)
