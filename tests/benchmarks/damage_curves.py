@@ -1,14 +1,15 @@
 """The stack's error against the share of damaged, missing and mirrored sections: ours, a neighbour chain, and shortest paths.
 
 ``python tests/benchmarks/damage_curves.py WORK [--seeds 0 --count 30 --svg OUT.svg]``: planes of ``mouse_brain_planes``,
-distorted as in ``tests/studies/mouse_planes.py``. All ways use the same measured pairs, so that what is compared is what they make of them:
+distorted as in ``tests/studies/mouse_planes.py``. All ways use the same measured pairs, so that what is
+compared is what they make of them:
 
 - ``chain``: each section's pair with the next one, accepted or not, composed;
 - ``shortest paths``: as in stack_greedy, weight (1 - score)^4 dz 1.1^dz, from the section with the least sum of them;
 - ``ours, rigid`` and ``ours``: the stages ``stack`` (joint solve) and ``stack_deform``.
 
-Errors are those of ``stack_truth.py``: rigid pose of the block and drift (cubic along the stack, degree 4 in the plane) taken off.
-Pictures, pairs and rows are kept in ``WORK``: a run goes on where the last one stopped.
+Errors are those of ``stack_truth.py``: rigid pose of the block and drift (cubic along the stack, degree 4 in the plane)
+taken off. Pictures, pairs and rows are kept in ``WORK``: a run goes on where the last one stopped.
 """
 
 from __future__ import annotations

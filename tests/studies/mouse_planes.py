@@ -1,9 +1,9 @@
 """A study of sections whose truth is exact: planes of ``mouse_brain_planes``, each distorted by a transform drawn from a seed.
 
 ``python tests/studies/mouse_planes.py FOLDER [--seed 0 --damaged 0.1 --missing 0.1 --mirrored 0.1]``: every plane is turned by
-any angle, shifted, sheared and bent; shares of the sections are damaged (torn, bent far more, or half lost, in turn), missing in
-runs of up to five, or face down. ``FOLDER`` gets the study (``mouse_planes.yaml``, its sheet and pictures; output ``FOLDER/out``) and,
-where no stage looks, ``truth/truth.json``.
+any angle, shifted, sheared and bent; shares of the sections are damaged (torn, bent far more, or half lost, in turn), missing
+in runs of up to five, or face down. ``FOLDER`` gets the study (``mouse_planes.yaml``, its sheet and pictures; output
+``FOLDER/out``) and, where no stage looks, ``truth/truth.json``.
 """
 
 from __future__ import annotations
