@@ -15,7 +15,7 @@ def scattered(seed: int, n: int = 120) -> np.ndarray:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25])
-def test_offset_scale_and_tilt_come_out_despite_bad_sections(share: float) -> None:
+def test_z_shift_scale_and_tilt_come_out_despite_bad_sections(share: float) -> None:
     points = scattered(1)
     true = np.array([0.4, 0.012, -0.01, 0.006])
     depths = true[0] + points @ true[1:]
@@ -58,7 +58,7 @@ def texture(z: float, n: int = 64) -> Channels:
     return Channels(Grid((n, n), 0.5), data.astype(np.float32), np.ones((n, n), np.float32))
 
 
-def test_section_says_how_far_off_its_plane_is_in_each_quarter() -> None:
+def test_z_shift_of_one_section_is_told_in_each_quarter() -> None:
     offsets = 0.25 * np.arange(-3, 4)
     found = section_depths(10.0, texture(10.2), texture, offsets)
     assert len(found) == 4

@@ -65,7 +65,7 @@ def test_another_stain_between_does_not_count_as_swapped() -> None:
     assert not list(swapped(Ordered(base.ids, stains, scores)))
 
 
-def test_a_section_that_is_in_the_sheet_twice_is_told_on_both_rows() -> None:
+def test_repeated_section_in_the_sheet_is_told_on_both_rows() -> None:
     base = stack(order())
     scores = {**base.scores, ("s8", "s9"): 0.97, ("s9", "s8"): 0.97}
     found = list(repeated(Ordered(base.ids, base.stains, scores)))

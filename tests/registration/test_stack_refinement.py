@@ -175,6 +175,21 @@ def test_foreign_section_loses_its_say_and_is_not_bent_into_its_neighbours() -> 
     _as_if_missing(specimen, work, "s06")
 
 
+def test_contrast_inverted_half_way_neither_breaks_the_stack_nor_bends_it() -> None:
+    """From the seventh section on what was bright is dark."""
+    specimen, before, after = sound()
+    inverted = {}
+    for k in list(before)[6:]:
+        pixels = specimen.pixels(int(k[1:]))
+        image = np.where(pixels.mask.data, 3.0 - pixels.image.data, 0).astype(np.float32)
+        inverted[k] = SectionPixels(pixels.image.with_data(image), pixels.mask)
+    work = specimen.stack(before, **inverted)
+    work.run()
+    assert min(work.trust) > 0.2
+    was, as_usual, now = (jitter_px(specimen.errors(p)) for p in (before, after, work.placements))
+    assert now < 0.6 * was and now < 1.3 * as_usual, (was, as_usual, now)
+
+
 def test_missing_run_the_sections_beside_it_are_drawn_neither_across_nor_away() -> None:
     """The tissue moves on by half a pixel from section to section, across the gap too."""
     specimen = Specimen(16, slow=lambda z: np.array([0.5 * PX / STEP * z, 0.0]))

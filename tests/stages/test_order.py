@@ -86,7 +86,7 @@ def test_a_swapped_pair_and_a_section_scanned_twice_are_told(cut) -> None:
     assert set(found) == {"p96", "p97", "p104", "p199"}
 
 
-def test_two_sections_in_each_others_places_are_told(cut) -> None:
+def test_wrong_order_in_the_sheet_two_sections_in_each_others_places_are_told(cut) -> None:
     places = list(PLACES)
     places[2], places[10] = places[10], places[2]
     found = remarks(cut, places)

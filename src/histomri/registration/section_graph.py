@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import connected_components, dijkstra
 from scipy.sparse.linalg import lsqr
 from scipy.stats import norm
 
-from histomri.registration.mirror_likeness import least_lead, sureness
+from histomri.registration.mirror_likeness import CHANCE, least_lead, sureness
 
 Float = NDArray[np.float64]
 FLIP = np.diag([1.0, -1.0, 1.0])
@@ -28,6 +28,8 @@ LOOP_DEG = 8.0
 LOOP_SHIFT = 0.25
 LOOSE_ALPHA = 0.3
 LEAST_AGREEING = 3
+AROUND = 15
+MOSTLY = 0.8
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +116,12 @@ def solve_stack(
     names = list(sections)
     threshold = null_threshold(edges, alpha)
     least = least_lead(edges, names, alpha)
-    passed = [e for e in edges if (e.score > threshold and e.margin > 0) or e.margin > least]
+    loose = loose_threshold(edges, least)
+    together = agreeing(edges, sections, loose)
+    agreed = {id(e) for e in together}
+    passed = [e for e in edges if (e.score > threshold and e.margin > 0) or e.margin > least or id(e) in agreed]
     accepted = bridged(names, consistent(passed, sections), passed)
-    accepted = rejoined(accepted, edges, sections, spacing_mm, set(fixed or {}))
+    accepted = rejoined(accepted, edges, sections, spacing_mm, set(fixed or {}), loose)
     component = _components(names, accepted, set(fixed or {}))
     main = [n for n in names if component[n] == 0]
     inside = [e for e in accepted if e.fixed in set(main) and e.moving in set(main)]
@@ -126,7 +131,8 @@ def solve_stack(
         solution = _choose_faces(solution, sections)
     score = {n: max((e.score for e in inside if n in (e.fixed, e.moving)), default=0.0) for n in names}
     lead = {n: max((e.margin for e in inside if n in (e.fixed, e.moving)), default=0.0) for n in names}
-    sure = {n: sureness(score[n], threshold, lead[n], least) for n in names}
+    agree = {n: sum(n in (e.fixed, e.moving) for e in together) for n in names}
+    sure = {n: max(sureness(score[n], threshold, lead[n], least), sure_by_agreement(agree[n])) for n in names}
     return StackSolution(solution, component, threshold, score, _misfit(solution, inside, sections), len(inside), sure)
 
 
@@ -136,6 +142,35 @@ def consistent(edges: list[Edge], sections: Mapping[str, tuple[Float, bool | Non
     A triangle agrees where going round it turns by less than ``LOOP_DEG`` and misses the start by less than a quarter of the
     distance between tissue centroid and image corner. An edge in no triangle has nothing against it.
     """
+    return [e for e, (closed, count) in zip(edges, _triangles(edges, sections), strict=True) if closed or not count]
+
+
+def agreeing(edges: list[Edge], sections: Mapping[str, tuple[Float, bool | None]], loose: float) -> list[Edge]:
+    """The edges that agree with two ways round or more, over edges that score above ``loose``, however weak each is by itself.
+
+    Unrelated pairs close a triangle by chance once in 45, once in 4 where outlines alone line them up, and every second time
+    where nothing tells a specimen from its mirror image; so nearly all triangles around there in the stack must close.
+    """
+    place = {n: i for i, n in enumerate(sections)}
+    some = sorted(
+        (e for e in edges if e.score > loose and e.margin > 0),
+        key=lambda e: (place[e.fixed] + place[e.moving], e.fixed, e.moving),
+    )
+    counts = np.array(_triangles(some, sections), float).reshape(-1, 2)
+    closed, all_of_them = (_sums_around(c, AROUND) for c in counts.T)
+    good = (counts[:, 0] >= LEAST_AGREEING - 1) & (closed >= MOSTLY * all_of_them)
+    return [e for e, fine in zip(some, good, strict=True) if fine]
+
+
+def _sums_around(values: Float, reach: int) -> Float:
+    """The sum of each value (n,) and the ``reach`` ones on either side."""
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    at = np.arange(len(values))
+    return np.asarray(total[np.minimum(at + reach + 1, len(values))] - total[np.maximum(at - reach, 0)])
+
+
+def _triangles(edges: list[Edge], sections: Mapping[str, tuple[Float, bool | None]]) -> list[tuple[int, int]]:
+    """For each edge how many of the triangles through it close, and how many there are."""
     known = {(e.fixed, e.moving): e.matrix for e in edges} | {(e.moving, e.fixed): inverse(e.matrix) for e in edges}
     beside: dict[str, set[str]] = {}
     for a, b in known:
@@ -144,9 +179,20 @@ def consistent(edges: list[Edge], sections: Mapping[str, tuple[Float, bool | Non
     for e in edges:
         thirds = sorted(beside[e.fixed] & beside[e.moving])
         loops = [known[k, e.fixed] @ known[e.moving, k] @ e.matrix for k in thirds]
-        if not loops or any(closes(loop, sections[e.fixed][0]) for loop in loops):
-            out.append(e)
+        out.append((sum(closes(loop, sections[e.fixed][0]) for loop in loops), len(loops)))
     return out
+
+
+def loose_threshold(edges: list[Edge], least: float) -> float:
+    """The score above which a pair counts where others agree with it; what unrelated sections reach where wrong faces score more
+    than chance does, which is where ``least`` is finite.
+    """
+    return CHANCE if np.isfinite(least) else null_threshold(edges, LOOSE_ALPHA)
+
+
+def sure_by_agreement(count: int) -> float:
+    """How sure a section's place is by ``count`` agreeing edges alone: a half for three of them, 0.8 for six."""
+    return 1 - 1 / (count - 1) if count >= LEAST_AGREEING else 0.0
 
 
 def bridged(names: list[str], edges: list[Edge], spare: list[Edge]) -> list[Edge]:
@@ -175,6 +221,7 @@ def rejoined(
     sections: Mapping[str, tuple[Float, bool | None]],
     spacing_mm: float,
     anchors: set[str],
+    loose: float,
 ) -> list[Edge]:
     """``accepted`` and, where they leave the stack in pieces, weaker pairs between two pieces that agree with each other.
 
@@ -182,7 +229,6 @@ def rejoined(
     put one piece at the same place against the other, face, angle and shift, hardly do so by chance (about 1 in 100 of six
     unrelated pairs: a pair of them agrees in face and angle once in 45).
     """
-    loose = null_threshold(edges, LOOSE_ALPHA)
     weak = [e for e in edges if e.score > loose and e.margin > 0]
     out = list(accepted)
     while True:

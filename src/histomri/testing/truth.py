@@ -151,9 +151,8 @@ def _waves(spec: PhantomSpec, z: float, shared: Float, rng: np.random.Generator)
     return waves
 
 
-def _draw_tear(spec: PhantomSpec, rng: np.random.Generator) -> Tear:
-    """A crack from outside the tissue past its middle."""
-    width = spec.size_mm[1]
+def draw_tear(width: float, rng: np.random.Generator) -> Tear:
+    """A crack from outside of a tissue ``width`` mm across past its middle, which lies at the origin."""
     angle = rng.uniform(0, 2 * np.pi)
     inward = np.array([np.cos(angle), np.sin(angle)])
     aside = np.array([-inward[1], inward[0]]) * rng.uniform(-0.1, 0.1) * width
@@ -232,7 +231,7 @@ def draw_truth(spec: PhantomSpec) -> Truth:
         shrink_y, shrink_x = (float(np.clip(s * own.uniform(0.985, 1.015), 0.75, 0.95)) for s in common)
         angle = float(own.uniform(0, 360))
         linear = np.asarray(np.linalg.inv(_linear(angle, bool(mirrored[i]), (shrink_y, shrink_x))), float)
-        tear = _draw_tear(spec, own) if bad[i] == "torn" else None
+        tear = draw_tear(spec.size_mm[1], own) if bad[i] == "torn" else None
         free = Distortion(linear, np.zeros(2), _waves(spec, z, shared, own), tear)
         distortion, shape = _fit_slide(free, z, specimen, spec, own)
         name = f"s{i + 1:03d}"
