@@ -322,7 +322,8 @@ def test_provenance_is_the_same_but_for_the_time(study, tmp_path):
     inputs, outputs = [study["landmarks"], *study["manifests"].values()], [study["folder"] / "metrics.json"]
     records = []
     for order in (inputs, inputs[::-1]):
-        write_provenance("synthetic", {"study": "synthetic"}, order, outputs, tmp_path / "provenance.json", 2)
+        given = {file.as_posix(): file for file in order}
+        write_provenance("synthetic", {"study": "synthetic"}, given, outputs, tmp_path / "provenance.json", 2)
         records.append(json.loads((tmp_path / "provenance.json").read_text()))
     times = [r.pop("written_at") for r in records]
     assert records[0] == records[1] and all(times)

@@ -15,6 +15,7 @@ from histomri.core.errors import HistomriError, InputError, Problem
 from histomri.io.by_hand import tell_pose
 from histomri.io.config import STAGES, Study, default_config, load_study
 from histomri.io.fingerprint import code_fingerprint, file_fingerprint
+from histomri.io.given import given_names, study_folder
 from histomri.io.lock import hold_run as hold_run_of
 from histomri.io.placements import fields_file
 from histomri.io.resources import PACKAGE
@@ -341,14 +342,31 @@ def volumes():
     return [f"volumes/{block}/{stain}_in_{grid}" for block, stain, grid in volume_keys()]
 
 
-def given_files():
-    """Everything that the user gave."""
-    sheets = [STUDY.sections_path, *([STUDY.blocks_path] if STUDY.blocks_path else [])]
-    slides = [s.file for s in USED.values()]
-    photographs = [s.blockface for s in STUDY.sections if s.blockface]
-    hand = [f for b in BLOCKS for f in (*hand_files(b), *pose_files(b))]
-    found = [portable(f) for f in (*sheets, *slides, *photographs)] + landmarks() + hand + [f for b in BLOCKS for f in mri_files(b)]
-    return list(dict.fromkeys(found))
+def given():
+    """Everything that the user gave, by the names that a record knows it by."""
+    return {name: portable(file) for name, file in given_names(STUDY).items()}
+
+
+def folder_of_study():
+    """The config's folder from the output's, None where they share no folder."""
+    folder = portable(study_folder(STUDY))
+    return None if folder.is_absolute() else folder.as_posix()
+
+
+def command_line():
+    """The command of this run, its paths as a record may tell them: from the checkout, from the output folder, or the name alone."""
+    root = Path(workflow.basedir)
+    return shlex.join(["snakemake", *(told(word, root) for word in sys.argv[1:])])
+
+
+def told(word, root):
+    """A word of the command line without the machine in it."""
+    option, joined, value = word.rpartition("=")
+    if not os.path.isabs(value) or not Path(value).exists():
+        return word
+    path = Path(value)
+    within = path.relative_to(root) if path.is_relative_to(root) else portable(path)
+    return option + joined + (Path(within.name) if within.is_absolute() else within).as_posix()
 
 
 def results():

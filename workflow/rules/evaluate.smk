@@ -76,14 +76,19 @@ rule report:
 
 rule provenance:
     input:
-        given=given_files(),
+        given=list(given().values()),
         made=[
             *manifests(),
-            *(final_placements(b) for b in BLOCKS),
+            *(f"blockface/{b}/{name}.json" for b in BLOCKS if STUDY.has_blockface(b) for name in ("manifest", "placements")),
+            *(f"blockface/{b}/placements.fields.npy" for b in BLOCKS if STUDY.has_blockface(b)),
+            *(f"mri/{b}/pose.json" for b in MRI_BLOCKS),
+            *(f for b in BLOCKS for p in (f"stack/{b}/placements.json", final_placements(b)) for f in (p, fields_file(p))),
             "transforms/graph.json",
+            *(f"transforms/{b}" for b in BLOCKS),
             *(f"{v}{ending}" for v in volumes() for ending in VOLUME_FILES),
             "evaluation/metrics.json",
             "evaluation/sections.tsv",
+            "evaluation/landmarks.tsv",
             "report/index.html",
             "report/sections.html",
         ],
@@ -92,6 +97,8 @@ rule provenance:
     params:
         study=lambda w: STUDY.name,
         config=STUDY.config,
+        names=list(given()),
+        study_folder=folder_of_study(),
         code=code("evaluate", "provenance"),
     log:
         "logs/evaluate/provenance.log",
