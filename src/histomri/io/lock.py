@@ -2,21 +2,29 @@
 
 Snakemake's own lock is a file that a killed run leaves behind. These are held by the kernel (``flock``), so a kill -9, a lost
 terminal or a reboot leaves nothing to unlock.
+
+A job may also begin late: on a cluster it waits in a queue that outlives the run. Each run therefore writes a token of its own
+into the folder and hands it to its jobs; a job that finds another token there belongs to a run that is over, and touches nothing.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import socket
 import sys
 from pathlib import Path
 from typing import IO
 
 from histomri.core.errors import InputError, Problem
+from histomri.io.cluster import end_left_over
 
 RUN_LOCK = ".histomri.lock"
 JOBS_LOCK = ".histomri.jobs.lock"
+TOKEN = ".histomri.run"
+# the run that a process belongs to; jobs inherit it, on a cluster too
+TOKEN_VARIABLE = "HISTOMRI_RUN"
 # an open file holds its lock; these stay open until the process ends
 _held: list[IO[str]] = []
 
@@ -38,14 +46,40 @@ def hold_run(folder: Path) -> None:
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
     _held.append(file)
+    _write_token(folder)
+    end_left_over(folder)
     _wait_for_jobs(folder)
 
 
 def hold_job(folder: Path) -> None:
-    """Mark, for the rest of this process, that a job is at work in the folder; any number may be."""
+    """Mark, for the rest of this process, that a job is at work in the folder; any number may be.
+
+    Raises
+    ------
+    InputError
+        When the job is one of an earlier run: it was waiting in a cluster's queue while another began.
+    """
     file = _open(folder / JOBS_LOCK)
     _lock(file, fcntl.LOCK_SH)
     _held.append(file)
+    # only now: a run that begins from here on waits for this job
+    own, current = os.environ.get(TOKEN_VARIABLE), _token(folder)
+    if own and current and own != current:
+        what = f"this job belongs to run {own} of the study, and run {current} has begun since"
+        raise InputError(Problem(str(folder), what, "nothing: the later run does what is left to do"))
+
+
+def _write_token(folder: Path) -> None:
+    os.environ[TOKEN_VARIABLE] = token = secrets.token_hex(8)
+    # in place: over NFS, another node may go on seeing a file that was replaced
+    (folder / TOKEN).write_text(token + "\n", encoding="utf-8")
+
+
+def _token(folder: Path) -> str:
+    try:
+        return (folder / TOKEN).read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return ""
 
 
 def _wait_for_jobs(folder: Path) -> None:
