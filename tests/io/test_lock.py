@@ -11,6 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from histomri.io.lock import TOKEN, TOKEN_VARIABLE
+
 HOLD = """
 import pathlib, sys, time
 from histomri.io import lock
@@ -79,6 +83,23 @@ def test_a_run_waits_for_the_jobs_of_a_killed_one(tmp_path: Path):
             job.kill()
             other.kill()
             assert is_held(run)
+
+
+def test_a_job_that_begins_late_does_nothing_in_a_later_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """On a cluster a job waits in a queue that outlives the run; by the time it begins, another run may be at work."""
+    with holder("hold_run", tmp_path) as run:
+        assert is_held(run)
+        monkeypatch.setenv(TOKEN_VARIABLE, (tmp_path / TOKEN).read_text().strip())
+        with holder("hold_job", tmp_path) as job:
+            assert is_held(job)
+        run.kill()
+        run.wait()
+    with holder("hold_run", tmp_path) as run:
+        assert is_held(run)
+        with holder("hold_job", tmp_path) as late:
+            _, said = late.communicate(timeout=30)
+    assert late.returncode != 0
+    assert "has begun since" in said
 
 
 def test_a_job_of_the_run_is_not_held_up(tmp_path: Path):

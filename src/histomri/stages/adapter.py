@@ -56,10 +56,10 @@ def job(snakemake: Any) -> Iterator[None]:
     error of ours goes there in words too. Ends the process with status 1 when the body raises.
     """
     terminal = _send_output_to(Path(str(snakemake.log[0])))
-    hold_job(Path.cwd())
     use_threads(snakemake.threads)
     started = time.monotonic()
     try:
+        hold_job(Path.cwd())
         yield
     except Exception as error:
         traceback.print_exc()
