@@ -1,4 +1,4 @@
-"""Kernels run the same machine code whether they were just compiled or kept: other last bits in a first run would repeat nowhere."""
+"""Kernels run the same machine code, just compiled or kept: other last bits in a first run would repeat nowhere."""
 
 from __future__ import annotations
 

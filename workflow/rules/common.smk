@@ -170,9 +170,14 @@ def ingest_threads(section):
 # ---------------------------------------------------------------- params
 
 
+# of every rule, as far as the rules are read
+CODE = {}
+
+
 def code(stage, rule_name):
     """The logic that a rule runs."""
-    return code_fingerprint(SCRIPTS / stage / f"{rule_name}.py")
+    CODE[f"{stage}/{rule_name}"] = found = code_fingerprint(SCRIPTS / stage / f"{rule_name}.py")
+    return found
 
 
 def settings(stage, *left_out):

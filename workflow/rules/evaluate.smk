@@ -21,7 +21,8 @@ rule evaluate:
         blocks=block_rows(),
         block_ids=list(BLOCKS),
         mri_blocks=MRI_BLOCKS,
-        contents=[content(f) for f in (*landmarks(), *(f for b in MRI_BLOCKS for f in mri_files(b)))],
+        landmarks=[content(f) for f in landmarks()],
+        mri=[content(f) for b in MRI_BLOCKS for f in mri_files(b)],
         settings=settings("evaluate", "report_pixels", "report_max_mb"),
         code=code("evaluate", "evaluate"),
     log:
@@ -99,6 +100,7 @@ rule provenance:
         config=STUDY.config,
         names=list(given()),
         study_folder=folder_of_study(),
+        rules=dict(CODE),
         code=code("evaluate", "provenance"),
     log:
         "logs/evaluate/provenance.log",

@@ -17,9 +17,9 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "reproduce",
         help="run a study again from its provenance.json and say what came out differently",
-        description="Checks the inputs, the code and the versions against the record, runs the study with the recorded config into a "
-        "new folder, and compares the checksum of every decoded array and transform. Exit status: 0 when all is equal, 1 when "
-        "anything differs.",
+        description="Checks the inputs, the code and the versions against the record, runs the study with the recorded config "
+        "into a new folder, and compares the checksum of every decoded array and transform. Exit status: 0 when all is equal, "
+        "1 when anything differs.",
     )
     parser.add_argument("provenance", type=Path, help="the provenance.json of a finished study")
     parser.add_argument(
@@ -72,7 +72,7 @@ def _study_folder(args: argparse.Namespace, record: dict[str, Any]) -> Path:
     if not record.get("study_folder"):
         what = "the record does not say where the study's folder is, because it shared none with the output"
         raise InputError(Problem(str(args.provenance), what, "name the folder: --inputs FOLDER"))
-    return (args.provenance.absolute().parent / record["study_folder"]).resolve()
+    return Path(args.provenance.absolute().parent, record["study_folder"]).resolve()
 
 
 def _run_again(config: dict[str, Any], output: Path, cores: str) -> int:
@@ -83,7 +83,8 @@ def _run_again(config: dict[str, Any], output: Path, cores: str) -> int:
     from histomri.core.errors import Problem
 
     if output.exists() and any(output.iterdir()):
-        raise InputError(Problem(str(output), "the new result needs an empty folder", "remove it, or name another: --output FOLDER"))
+        remedy = "remove it, or name another: --output FOLDER"
+        raise InputError(Problem(str(output), "the new result needs an empty folder", remedy))
     output.mkdir(parents=True, exist_ok=True)
     path = output / "config.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Checksums of what files say, whatever their encoding: the arrays of stores, volumes and transforms, the numbers of JSON and tables.
+"""Checksums of what files say, whatever their encoding: arrays of stores, volumes and transforms, numbers of JSON and tables.
 
 Two files whose decoded arrays are equal hold the same result, even where a codec, a header or the layout of chunks differs.
 """
@@ -25,8 +25,9 @@ TABLES = (".tsv", ".csv")
 def decoded(path: str | Path) -> Iterator[tuple[str, Values]]:
     """The arrays of a file or store, by name, in a fixed order; nothing for a kind of file that holds none (HTML, PNG).
 
-    A store gives its arrays by their paths; NIfTI ``voxels`` (z, y, x[, c]) as stored and ``affine``; an ITK transform its matrices
-    and fields, step by step; JSON and tables ``numbers`` in the order in which they stand, and ``words`` (bytes) for the rest.
+    A store gives its arrays by their paths; NIfTI ``voxels`` (z, y, x[, c]) as stored and ``affine``; an ITK transform its
+    matrices and fields, step by step; JSON and tables ``numbers`` in the order in which they stand, and ``words`` (bytes) for
+    the rest.
     Raises ``FileNotFoundError``, and what the readers raise for a file that is broken.
     """
     path = Path(path)
@@ -48,7 +49,7 @@ def decoded(path: str | Path) -> Iterator[tuple[str, Values]]:
 
 
 def checksums(path: str | Path) -> dict[str, dict[str, Any]]:
-    """Shape, type and SHA-256 (of the values in C order) of each array that :func:`decoded` gives, up to :data:`MOST_BYTES` each."""
+    """Shape, type and SHA-256 (of the values in C order) of each array of :func:`decoded`, up to :data:`MOST_BYTES` each."""
     return {name: checksum(array) for name, array in decoded(path) if array.nbytes <= MOST_BYTES}
 
 
@@ -132,7 +133,7 @@ def _numbers_and_words(content: Any) -> Iterator[tuple[str, Values]]:
 
 
 def difference(a: Values, b: Values) -> str:
-    """How two arrays differ, in words: another shape or type, or how many values by how much; ``""`` where they are equal bit for bit."""
+    """How two arrays differ, in words: another shape or type, or how many values by how much; ``""`` where all bits are equal."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return f"{a.dtype}{list(a.shape)} became {b.dtype}{list(b.shape)}"
     a, b = np.asarray(a), np.asarray(b)

@@ -33,7 +33,7 @@ def guides_path(study: Study) -> Path | None:
 
 
 def given_names(study: Study) -> dict[str, Path]:
-    """The same files by names without machine or user: relative to the study's folder, else ``elsewhere/`` and the file's name."""
+    """The same files by names without machine or user: relative to the study's folder, else ``elsewhere/`` and a name."""
     folder, found = study_folder(study), {}
     for file in given_files(study):
         name = file.relative_to(folder).as_posix() if file.is_relative_to(folder) else f"{ELSEWHERE}/{file.name}"

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from numba import njit, prange
-from numba.core.codegen import CPUCodeLibrary
+from numba.core import codegen
 
 __all__ = ["njit", "prange"]
 
@@ -37,5 +37,6 @@ def _optimise(self: Any) -> None:
     _numba_optimises(self)
 
 
-_numba_optimises = CPUCodeLibrary._optimize_final_module
-CPUCodeLibrary._optimize_final_module = _optimise
+_library: Any = codegen.CPUCodeLibrary
+_numba_optimises = _library._optimize_final_module
+_library._optimize_final_module = _optimise

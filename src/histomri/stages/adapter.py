@@ -12,11 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from histomri.core.errors import HistomriError
+from histomri.core.errors import HistomriError, InputError, Problem
+from histomri.io.fingerprint import NO_FILE, file_fingerprint
 from histomri.io.lock import hold_job
 
 Key = TypeVar("Key")
 
+# inputs that the user gave; the param of the same name holds what they were when the run began
+GIVEN = ("slide", "photographs", "mri", "landmarks", "by_hand")
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -48,6 +51,28 @@ def files_of(ids: Sequence[Key], files: Sequence[str]) -> dict[Key, Path]:
     return {i: Path(f) for i, f in zip(ids, files, strict=True)}
 
 
+def check_given(snakemake: Any) -> None:
+    """Raises ``InputError`` where a file of the user's is not what it was when the run began.
+
+    The run keeps record of what it was then: a job on another file would pass for one on that.
+    """
+    problems = []
+    for name in GIVEN:
+        known, files = (_listed(part.get(name)) for part in (snakemake.params, snakemake.input))
+        for file, before in zip(files, known, strict=False):
+            if (now := file_fingerprint(file)) != before:
+                what = "it is gone" if now == NO_FILE else "its content is another"
+                remedy = "put it back, or correct the sheet, and give the same command again"
+                problems.append(Problem(str(file), f"this file changed since the run began: {what}", remedy))
+    if problems:
+        raise InputError(*problems)
+
+
+def _listed(value: Any) -> list[str]:
+    """What a rule gives for a name: one, several or none."""
+    return [] if value is None else [value] if isinstance(value, str) else list(value)
+
+
 @contextmanager
 def job(snakemake: Any) -> Iterator[None]:
     """Run the body as one job of the workflow, in the study's output folder.
@@ -60,7 +85,10 @@ def job(snakemake: Any) -> Iterator[None]:
     started = time.monotonic()
     try:
         hold_job(Path.cwd())
+        check_given(snakemake)
         yield
+        # what changed while it was read is worth nothing
+        check_given(snakemake)
     except Exception as error:
         traceback.print_exc()
         sys.stdout.flush()

@@ -36,18 +36,20 @@ def write_provenance(
     out: Path,
     threads: int | None = None,
     study_folder: str | None = None,
+    code: Mapping[str, str] | None = None,
 ) -> None:
     """Write ``provenance.json``: the same study on the same machine gives the same bytes, but for ``written_at``.
 
     ``inputs`` are the user's files by name (:func:`histomri.io.given.given_names`); ``outputs`` are files and folders in the
     present folder, a manifest brings its store along. ``study_folder`` is the config's folder from the output's, None where they
-    share no folder. Raises ``FileNotFoundError`` for a file that is not there.
+    share no folder; ``code`` the fingerprints of the rules' code, as :func:`code_of_rules` gives them. Raises
+    ``FileNotFoundError`` for a file that is not there.
     """
     record = {
         "study": study,
         "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": os.environ.get(COMMAND),
-        **programs(),
+        **programs(code),
         "machine": _machine(threads),
         "seeds": SEEDS,
         "config": config,
@@ -58,13 +60,13 @@ def write_provenance(
     write_json(out, record)
 
 
-def programs() -> dict[str, Any]:
+def programs(code: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The programs as they are here: histomri by version, revision and what each rule's code says, Python, packages, the lock."""
     return {
         "histomri": {
             "version": histomri.__version__,
             "git_revision": git_revision(Path(histomri.__file__).parent),
-            "code": code_of_rules(),
+            "code": dict(sorted((code_of_rules() if code is None else code).items())),
         },
         "python": platform.python_version(),
         "packages": installed_packages(),

@@ -27,7 +27,8 @@ def read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(Problem(str(path), f"a provenance.json was expected ({error})", "name the one of a finished study")) from None
+        what = f"a provenance.json was expected ({error})"
+        raise InputError(Problem(str(path), what, "name the one of a finished study")) from None
     missing = [key for key in NEEDED if key not in record] if isinstance(record, dict) else list(NEEDED)
     if missing:
         what = f"a provenance.json of histomri was expected, there is no {', '.join(missing)} in it"

@@ -15,4 +15,5 @@ with job(snakemake):
         Path(snakemake.output.provenance),
         threads=snakemake.threads,
         study_folder=snakemake.params.study_folder,
+        code=snakemake.params.rules,
     )
