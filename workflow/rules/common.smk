@@ -43,6 +43,12 @@ HAND_FILES = ("transform", "lock")
 # how much larger a slide's pixels are than its file, about; and how many times fewer voxels the block's own grid has than the sections'
 COMPRESSED = 12
 COARSER = 16
+# the keys that the report's methods paragraph names; all of them change results
+NAMED_IN_METHODS = [("stack", key) for key in ("reach", "search_px", "fine_px", "alpha")]
+NAMED_IN_METHODS += [
+    ("mri", key)
+    for key in ("rotations", "candidates", "work_px", "neighbours", "affine_sweeps", "deformable_sweeps", "mri_weight")
+]
 VOLUME_FILES = (".json", ".nii.gz", "_coverage.nii.gz")
 
 

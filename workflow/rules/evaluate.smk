@@ -60,6 +60,7 @@ rule report:
         volumes=volume_keys(),
         mri_blocks=MRI_BLOCKS,
         settings=only("evaluate", "spacing_mm", "max_pixels", "report_pixels", "report_max_mb"),
+        parameters={f"{stage}.{key}": STUDY.stage(stage)[key] for stage, key in NAMED_IN_METHODS},
         code=code("evaluate", "report"),
     log:
         "logs/evaluate/report.log",

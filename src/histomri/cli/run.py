@@ -87,8 +87,22 @@ def run(args: argparse.Namespace) -> int:
     if not isinstance(output, str) or not output:
         raise InputError(Problem(str(args.config), "the key output is needed and missing", "name the folder of the results"))
     folder = args.config.absolute().parent / output
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     os.chdir(folder)
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(line[0], line)
+
+
+def _make(folder: Path) -> None:
+    """Make the folder of results and write there once. Raises ``InputError`` where that is not possible."""
+    from tempfile import TemporaryFile
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder) as file:
+            file.write(b"0")
+    except OSError as error:
+        what = f"the folder of results cannot be written ({error.strerror})"
+        remedy = "free space or get permission there, or name another folder by the config's key output"
+        raise InputError(Problem(str(folder), what, remedy)) from None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from histomri.io.lock import hold_job
 
 Key = TypeVar("Key")
 
+NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 # inputs that the user gave; the param of the same name holds what they were when the run began
 GIVEN = ("slide", "photographs", "mri", "landmarks", "by_hand")
 THREAD_VARIABLES = (
@@ -68,6 +70,15 @@ def check_given(snakemake: Any) -> None:
         raise InputError(*problems)
 
 
+def _in_words(error: Exception) -> str:
+    if isinstance(error, HistomriError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in NOT_WRITTEN:
+        where = error.filename or "the folder of results"
+        return f"{where} could not be written ({error.strerror}): free space there, and give the same command again"
+    return f"{type(error).__name__}: {error}"
+
+
 def _listed(value: Any) -> list[str]:
     """What a rule gives for a name: one, several or none."""
     return [] if value is None else [value] if isinstance(value, str) else list(value)
@@ -90,11 +101,12 @@ def job(snakemake: Any) -> Iterator[None]:
         # what changed while it was read is worth nothing
         check_given(snakemake)
     except Exception as error:
-        traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        text = str(error) if isinstance(error, HistomriError) else f"{type(error).__name__}: {error}"
-        os.write(terminal, f"{snakemake.rule}: {text}\n".encode())
+        # a full disk takes no traceback either
+        with suppress(OSError):
+            traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os.write(terminal, f"{snakemake.rule}: {_in_words(error)}\n".encode())
         # not sys.exit: its traceback and the interpreter's clean-up say nothing more, and may hang on a library's threads
         os._exit(1)
     print(f"{snakemake.rule}: done in {time.monotonic() - started:.1f} s", flush=True)
