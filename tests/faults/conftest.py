@@ -104,9 +104,9 @@ class Run:
         self.process.wait()
 
 
-def start(study: Path, log: Path, *arguments: str, preexec: Any = None, **variables: str) -> Run:
-    """``histomri run`` on one core, in a process group of its own."""
-    line = [sys.executable, "-P", "-m", "histomri", "run", "--cores", "1", str(study / "config.yaml"), *arguments]
+def start(study: Path, log: Path, *arguments: str, cores: int = 1, preexec: Any = None, **variables: str) -> Run:
+    """``histomri run`` in a process group of its own."""
+    line = [sys.executable, "-P", "-m", "histomri", "run", "--cores", str(cores), str(study / "config.yaml"), *arguments]
     one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT / "src"), **one, **variables}
     with log.open("wb") as file:

@@ -89,7 +89,8 @@ def test_kills_at_random_moments_change_no_bit_and_repeat_no_finished_job(
         done: set[str] = set()
         for rule, manner, far in [*kills, (None, "", 0.0)]:
             runs += 1
-            going = start(study, tmp_path / f"{number}-{runs}.log")
+            # two cores, the undisturbed run had one: several jobs at once, and other numbers of threads
+            going = start(study, tmp_path / f"{number}-{runs}.log", cores=2)
             try:
                 if rule is not None and come_to(going, rule, far, seconds):
                     at_work = going.at_work() or [START]

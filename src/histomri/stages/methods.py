@@ -80,9 +80,9 @@ def _mri(parameters: Mapping[str, Any], cite: Mapping[str, str]) -> str:
     return (
         f"The pose of the block in the MRI was searched over {of['rotations']} rotations without an initial guess, "
         f"{of['candidates']} candidates being refined; each section was then registered to its plane of the MRI at "
-        f"{of['work_px']} pixels along the tissue, held by {of['neighbours']} neighbours on each side ({of['affine_sweeps']} affine "
-        f"and {of['deformable_sweeps']} deformable sweeps; weight of the MRI {of['mri_weight']:g}). Agreement with the MRI is "
-        f"reported as normalised mutual information {cite['nmi']}."
+        f"{of['work_px']} pixels along the tissue, held by {of['neighbours']} neighbours on each side ({of['affine_sweeps']} "
+        f"affine and {of['deformable_sweeps']} deformable sweeps; weight of the MRI {of['mri_weight']:g}). Agreement with the "
+        f"MRI is reported as normalised mutual information {cite['nmi']}."
     )
 
 
