@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import results, run, start, unequal, wait_until
+from disturbed import results, run, start, unequal, wait_until
 
 pytestmark = pytest.mark.faults
 NO_SPACE = ("No space left on device", "File too large", "free space", "GB are free")

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import RULES, Run, durations, results, start, unequal, wait_until
+from disturbed import RULES, Run, durations, results, start, unequal, wait_until
 
 pytestmark = pytest.mark.faults
 KILLS = int(os.environ.get("HISTOMRI_KILLS", "100"))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import ROOT
+from disturbed import ROOT
 
 pytestmark = pytest.mark.faults
 
