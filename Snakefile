@@ -20,6 +20,8 @@ localrules:
 
 onstart:
     hold_run(STUDY.output)
+    # the jobs inherit it
+    os.environ["HISTOMRI_COMMAND"] = command_line()
 
 
 include: "workflow/rules/ingest.smk"

@@ -54,6 +54,8 @@ def test_the_users_profile_takes_the_place_of_ours(arguments: tuple[str, ...]):
     # by its whole path: an installed wheel has it elsewhere, and Snakemake starts in another folder
     assert Path(words[-1].rpartition("=")[2], "config.yaml").is_file()
     assert words[-1].endswith("slurm")
+    # the login node's cores would bound the threads of every job
+    assert "--cores" not in words
 
 
 def test_options_of_snakemake_go_through():

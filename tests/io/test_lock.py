@@ -11,6 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+import pytest
+
+from histomri.io.lock import TOKEN, TOKEN_VARIABLE
+
 HOLD = """
 import pathlib, sys, time
 from histomri.io import lock
@@ -81,6 +86,23 @@ def test_a_run_waits_for_the_jobs_of_a_killed_one(tmp_path: Path):
             assert is_held(run)
 
 
+def test_a_job_that_begins_late_does_nothing_in_a_later_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """On a cluster a job waits in a queue that outlives the run; by the time it begins, another run may be at work."""
+    with holder("hold_run", tmp_path) as run:
+        assert is_held(run)
+        monkeypatch.setenv(TOKEN_VARIABLE, (tmp_path / TOKEN).read_text().strip())
+        with holder("hold_job", tmp_path) as job:
+            assert is_held(job)
+        run.kill()
+        run.wait()
+    with holder("hold_run", tmp_path) as run:
+        assert is_held(run)
+        with holder("hold_job", tmp_path) as late:
+            _, said = late.communicate(timeout=30)
+    assert late.returncode != 0
+    assert "has begun since" in said
+
+
 def test_a_job_of_the_run_is_not_held_up(tmp_path: Path):
     with holder("hold_run", tmp_path) as run, holder("hold_job", tmp_path) as job:
         assert is_held(run)
@@ -94,3 +116,41 @@ def test_an_unwritable_folder_is_an_error_and_not_a_lock(tmp_path: Path):
         _, said = run.communicate(timeout=30)
         assert run.returncode != 0
         assert "Error" in said
+
+
+PARENT = """
+import pathlib, subprocess, sys, time
+from histomri.io import lock
+lock.hold_run(pathlib.Path(sys.argv[1]))
+job = "import pathlib, sys, os, time; from histomri.io import lock; lock.hold_job(pathlib.Path(sys.argv[1])); "
+job += "print(os.getpid(), flush=True); time.sleep(60)"
+subprocess.run(["sh", "-c", '"$0" -c "$1" "$2"; true', sys.executable, job, sys.argv[1]])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells of a process's end on Linux alone")
+@pytest.mark.parametrize("victim", ["run", "shell"])
+def test_a_job_ends_with_its_run_and_with_the_shell_that_started_it(tmp_path: Path, victim: str):
+    """One that went on would write beside the next run's, and that run would wait for work that it does again anyhow."""
+    with subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        job = psutil.Process(int(run.stdout.readline()))
+        (run if victim == "run" else job.parent()).kill()
+        job.wait(timeout=30)
+        run.kill()
+    with holder("hold_run", tmp_path) as following:
+        assert is_held(following)
+
+
+def test_what_killed_writers_left_is_gone_once_a_run_holds_the_folder(tmp_path: Path):
+    store = tmp_path / "sections" / "a.ome.zarr"
+    left_over = [tmp_path / "sections" / name for name in ("a.ome.zarr.node-1-0a1b2c3d.partial", ".a.ome.zarr.claim")]
+    left_over.append(tmp_path / "transforms" / ".partial-12-graph.json")
+    kept = [store / "zarr.json", store / "0.partial", tmp_path / "stack" / "edges" / "0.json"]
+    for file in (*left_over, *kept):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    with holder("hold_run", tmp_path) as run:
+        assert is_held(run)
+    assert not any(file.exists() for file in left_over)
+    assert all(file.exists() for file in kept)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from histomri.io.atomic import write_json
-from histomri.io.publish import content_sha256, whole
+from histomri.io.publish import OvertakenError, content_sha256, whole
 
 
 def make_store(folder: Path, text: str) -> None:
@@ -46,6 +46,41 @@ def test_a_new_store_replaces_the_old_one_and_the_leftover_of_a_killed_run(tmp_p
     assert sorted(p.relative_to(store).as_posix() for p in store.rglob("*")) == ["0", "0/zarr.json"]
     assert (store / "0" / "zarr.json").read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["a.ome.zarr"]
+
+
+def test_a_writer_that_was_given_up_for_lost_can_publish_neither_over_nor_into_what_its_successor_wrote(tmp_path: Path) -> None:
+    """A node that a cluster lost may go on working; the job that took its place owns the store."""
+    store = tmp_path / "a.ome.zarr"
+    with pytest.raises(OvertakenError), whole(store) as lost:
+        make_store(lost, "half of the lost one")
+        with whole(store) as successor:
+            assert successor != lost and not lost.exists()
+            make_store(successor, "whole")
+            # as Zarr does, it makes its folders anew
+            make_store(lost, "the other half of the lost one")
+    assert (store / "0" / "zarr.json").read_text() == "whole"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.ome.zarr"]
+
+
+def test_a_writer_overtaken_while_the_other_is_still_at_work_leaves_it_alone(tmp_path: Path) -> None:
+    store = tmp_path / "a.ome.zarr"
+    lost = whole(store)
+    make_store(lost.__enter__(), "lost")
+    with whole(store) as successor:
+        make_store(successor, "whole")
+        with pytest.raises(OvertakenError):
+            lost.__exit__(None, None, None)
+        assert not store.exists()
+    assert (store / "0" / "zarr.json").read_text() == "whole"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.ome.zarr"]
+
+
+def test_left_overs_of_another_store_with_a_longer_name_stay(tmp_path: Path) -> None:
+    with whole(tmp_path / "a.b") as other:
+        other.write_text("b")
+        with whole(tmp_path / "a") as partial:
+            partial.write_text("a")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "a.b"]
 
 
 def test_hash_sees_every_byte_and_name_but_not_snakemakes_mark(tmp_path: Path) -> None:

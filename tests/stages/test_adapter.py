@@ -7,13 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from histomri.io.fingerprint import file_fingerprint
+
 PROGRAM = """
 import os, sys
 from types import SimpleNamespace
 from histomri.core.errors import InputError, Problem
 from histomri.stages.adapter import job
 
-snakemake = SimpleNamespace(log=["logs/deep/job.log"], threads=3, rule="some_rule")
+snakemake = SimpleNamespace(log=["logs/deep/job.log"], threads=3, rule="some_rule", params={{}}, input={{}})
 with job(snakemake):
     {body}
 """
@@ -41,6 +43,21 @@ def test_an_error_of_ours_says_where_and_the_remedy(tmp_path: Path):
     assert status != 0
     assert "Traceback" in log
     assert terminal == "some_rule: error: sections.tsv: no pixel size -> give one\n"
+
+
+def test_a_file_that_changes_or_goes_under_the_run_fails_the_job_before_and_after_its_work(tmp_path: Path):
+    (tmp_path / "a.tif").write_bytes(b"one slide")
+    given = f"snakemake.params['slide'] = {file_fingerprint(tmp_path / 'a.tif')!r}; snakemake.input['slide'] = 'a.tif'"
+    check = "from histomri.stages.adapter import check_given; check_given(snakemake)"
+    status, _, terminal = run(tmp_path, f"{given}; {check}")
+    assert (status, terminal) == (0, "")
+    status, _, terminal = run(tmp_path, f"{given}; {check}; open('a.tif', 'w').write('another')")
+    assert status != 0
+    assert "a.tif: this file changed since the run began: its content is another" in terminal
+    (tmp_path / "a.tif").unlink()
+    status, _, terminal = run(tmp_path, f"{given}; {check}")
+    assert status != 0
+    assert "it is gone -> put it back" in terminal
 
 
 def test_what_a_library_writes_reaches_the_log(tmp_path: Path):

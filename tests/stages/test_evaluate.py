@@ -16,7 +16,9 @@ import pytest
 import yaml
 from scipy import ndimage
 
+import histomri
 from histomri.core import Block, Grid, Image, Section
+from histomri.io.config import default_config
 from histomri.io.nifti import write_nifti
 from histomri.io.omezarr import PyramidSpec, Storage, write_label, write_pyramid
 from histomri.io.placements import write_placements
@@ -27,6 +29,7 @@ from histomri.stages.transforms import publish_transforms
 from histomri.transforms import Affine, DisplacementField
 from histomri.transforms.placement import Placement, Placements
 
+MRI_KEYS = ("rotations", "candidates", "work_px", "neighbours", "affine_sweeps", "deformable_sweeps", "mri_weight")
 SPACING = 0.2
 SHAPE = (120, 110)
 N = 13
@@ -322,7 +325,8 @@ def test_provenance_is_the_same_but_for_the_time(study, tmp_path):
     inputs, outputs = [study["landmarks"], *study["manifests"].values()], [study["folder"] / "metrics.json"]
     records = []
     for order in (inputs, inputs[::-1]):
-        write_provenance("synthetic", {"study": "synthetic"}, order, outputs, tmp_path / "provenance.json", 2)
+        given = {file.as_posix(): file for file in order}
+        write_provenance("synthetic", {"study": "synthetic"}, given, outputs, tmp_path / "provenance.json", 2)
         records.append(json.loads((tmp_path / "provenance.json").read_text()))
     times = [r.pop("written_at") for r in records]
     assert records[0] == records[1] and all(times)
@@ -337,3 +341,17 @@ def test_settings_and_schema_agree(checkout):
     schema = yaml.safe_load((checkout / "config/schema/evaluate.yaml").read_text())
     assert {k: v["default"] for k, v in schema["properties"].items()} == dataclasses.asdict(EvaluateSettings())
     assert schema["additionalProperties"] is False and all(v["description"] for v in schema["properties"].values())
+
+
+def test_the_methods_paragraph_names_versions_parameters_and_what_to_cite(study, tmp_path):
+    config = default_config()
+    wanted = [("stack", k) for k in ("reach", "search_px", "fine_px", "alpha")]
+    wanted += [("mri", k) for k in MRI_KEYS]
+    parameters = {f"{stage}.{key}": config[stage][key] for stage, key in wanted} | {"mri.rotations": 1234}
+    args = [study[k] for k in ("study", "sections", "manifests", "blocks", "placements")]
+    write_report(*args, {}, study["folder"], SETTINGS, tmp_path / "index.html", parameters=parameters)
+    page = (tmp_path / "index.html").read_text()
+    text = page[page.index('id="paper"') :]
+    assert "over 1234 rotations" in text and f"NumPy {np.__version__}" in text and f"histomri {histomri.__version__}" in text
+    numbers = {int(n) for n in re.findall(r"\[(\d+)\]", text)}
+    assert numbers == set(range(1, text.count("<li>") + 1))

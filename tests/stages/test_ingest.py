@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import textwrap
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import yaml
 from histomri.core import InputError, Section
 from histomri.core.section import READING_ORDERS
 from histomri.io import omezarr
+from histomri.io.checksums import checksums
 from histomri.io.publish import content_sha256
 from histomri.io.sections import SectionManifest, open_level, open_tissue, read_manifest, registration_image
 from histomri.stages.ingest import IngestSettings, ingest_section
@@ -72,6 +73,14 @@ def test_result_does_not_depend_on_threads_or_on_a_second_run(tmp_path: Path) ->
     first = ingest(tmp_path / "1", section, threads=1)
     assert ingest(tmp_path / "2", section, threads=4).content_sha256 == first.content_sha256
     assert ingest(tmp_path / "1", section).content_sha256 == first.content_sha256
+
+
+def test_chunks_shards_codec_and_memory_change_no_decoded_value(tmp_path: Path) -> None:
+    section = Section("a", write_slide(tmp_path / "a.tif", slide_pixels()), 0.0)
+    first = ingest(tmp_path / "1", section, SETTINGS)
+    for number, other in enumerate(({"chunk_px": 32, "shard_px": 256}, {"codec": "jpegxl"}, {"max_memory_mb": 500}), 2):
+        found = ingest(tmp_path / str(number), section, replace(SETTINGS, **other))
+        assert checksums(found.store) == checksums(first.store), other
 
 
 def test_region_is_cut_out_and_starts_at_its_own_origin(tmp_path: Path) -> None:

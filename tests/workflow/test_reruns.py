@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from histomri.cli import main
 from histomri.core import Stack
 from histomri.io.config import Study, load_study
 from histomri.stages.stack import plan_pairs
@@ -144,3 +145,18 @@ def test_a_section_that_is_excluded_redoes_its_block_and_no_ingest(study: Path, 
     jobs = set(workflow.run(study / "config.yaml", "--dry-run").jobs)
     assert jobs >= AFTER_STACK
     assert not {job for job in jobs if job.startswith(("ingest_section:", "blockface_volume:"))}
+
+
+def test_a_record_knows_its_inputs_wherever_they_lie_and_tells_which_changed(study: Path, capsys: pytest.CaptureFixture[str]):
+    record = study / "out" / "provenance.json"
+    assert str(study.parents[1]) not in record.read_text()
+    assert main(["reproduce", str(record), "--check-only"]) == 0
+    assert "inputs: all 14 as recorded" in capsys.readouterr().out
+    first, other = sorted((study / "slides").iterdir())[:2]
+    shutil.copyfile(other, first)
+    assert main(["reproduce", str(record), "--check-only"]) == 1
+    said = capsys.readouterr().out
+    assert f"slides/{first.name}: " in said and "nothing is run" in said
+    record.rename(study.parent / "provenance.json")
+    assert main(["reproduce", str(study.parent / "provenance.json"), "--check-only", "--inputs", str(study)]) == 1
+    assert f"slides/{first.name}: " in capsys.readouterr().out

@@ -4,8 +4,10 @@ import os
 import re
 import shlex
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
+from math import ceil, prod
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -15,6 +17,9 @@ from histomri.core.errors import HistomriError, InputError, Problem
 from histomri.io.by_hand import tell_pose
 from histomri.io.config import STAGES, Study, default_config, load_study
 from histomri.io.fingerprint import code_fingerprint, file_fingerprint
+from histomri.io.cluster import record_run
+from histomri.io.given import given_names, study_folder
+from histomri.io.lock import hold_job
 from histomri.io.lock import hold_run as hold_run_of
 from histomri.io.placements import fields_file
 from histomri.io.resources import PACKAGE
@@ -35,6 +40,15 @@ HAND_COLUMNS = {"transform": None, "transform_from": None, "lock": None}
 # what ingest does not read
 PLACE_COLUMNS = {"position_mm": 0.0, "block": "block", "thickness_mm": None, "status": "ok", "flip": "auto", "rotation_deg": None}
 HAND_FILES = ("transform", "lock")
+# how much larger a slide's pixels are than its file, about; and how many times fewer voxels the block's own grid has than the sections'
+COMPRESSED = 12
+COARSER = 16
+# the keys that the report's methods paragraph names; all of them change results
+NAMED_IN_METHODS = [("stack", key) for key in ("reach", "search_px", "fine_px", "alpha")]
+NAMED_IN_METHODS += [
+    ("mri", key)
+    for key in ("rotations", "candidates", "work_px", "neighbours", "affine_sweeps", "deformable_sweeps", "mri_weight")
+]
 VOLUME_FILES = (".json", ".nii.gz", "_coverage.nii.gz")
 
 
@@ -60,6 +74,9 @@ def find_study():
         study = load_study(files[0])
         if workflow.is_main_process:
             check_files(study)
+        else:
+            # before Snakemake touches the job's outputs: it may be one of a run that was killed while it waited in a queue
+            hold_job(study.output)
         return study
     except HistomriError as error:
         raise WorkflowError(str(error)) from None
@@ -111,9 +128,11 @@ MRI_BLOCKS = [b for b in BLOCKS if STUDY.has_mri(b)]
 
 
 def hold_run(folder):
-    """Refuse a second run of the study, until this process ends however it ends."""
+    """Refuse a second run of the study, until this process ends however it ends; on a cluster, note what its jobs are called."""
     try:
         hold_run_of(Path(folder))
+        if workflow.executor_plugin.name == "slurm":
+            record_run(Path(folder), workflow.scheduler._executor.run_uuid)
     except HistomriError as error:
         raise WorkflowError(str(error)) from None
 
@@ -157,9 +176,14 @@ def ingest_threads(section):
 # ---------------------------------------------------------------- params
 
 
+# of every rule, as far as the rules are read
+CODE = {}
+
+
 def code(stage, rule_name):
     """The logic that a rule runs."""
-    return code_fingerprint(SCRIPTS / stage / f"{rule_name}.py")
+    CODE[f"{stage}/{rule_name}"] = found = code_fingerprint(SCRIPTS / stage / f"{rule_name}.py")
+    return found
 
 
 def settings(stage, *left_out):
@@ -328,7 +352,42 @@ def grids(block_id):
 
 def resample_settings(grid):
     """The settings of the stage with this grid alone, so that another grid's change leaves this one's volumes."""
-    return {**settings("resample", "max_memory_mb"), "grids": [grid_entry(STUDY.stage("resample")["grids"], grid)]}
+    return {**settings("resample", "max_memory_mb", "max_job_mvox"), "grids": [grid_entry(STUDY.stage("resample")["grids"], grid)]}
+
+
+def resample_parts(block_id, stain, grid):
+    """How many jobs fill a volume: by its size as far as it is known beforehand. The result is the same for any number."""
+    mvox = expected_mvox(block_id, stain, grid)
+    return max(1, ceil(mvox / STUDY.stage("resample")["max_job_mvox"]))
+
+
+@cache
+def expected_mvox(block_id, stain, grid):
+    """Millions of voxels that a volume will have: of the MRI's grid exactly, of the sections' own as many as their files may hold."""
+    entry = grid_entry(STUDY.stage("resample")["grids"], grid)
+    if entry != "sections" and STUDY.has_mri(block_id):
+        # not at the top: it loads nibabel, and most jobs plan nothing
+        from histomri.io.nifti import read_geometry
+
+        # one that cannot be read fails in its own job, which says why
+        with suppress(HistomriError):
+            mri = read_geometry(STUDY.output / mri_files(block_id)[0])[0]
+            return prod((mri if isinstance(entry, str) else mri.with_spacing(entry["spacing_mm"])).shape) / 1e6
+    files = [s.file for s in STACKS[block_id].used if s.stain == stain and s.file.is_file()]
+    pixels_mb = sum(f.stat().st_size for f in files) * COMPRESSED / 3e6
+    # a block's own grid has a quarter of the sections' spacing in plane unless the config says otherwise: far fewer voxels
+    return pixels_mb if entry == "sections" else pixels_mb / COARSER
+
+
+def working_store(w):
+    """Where several jobs fill a store."""
+    return f"volumes/{w.block}/{w.stain}_in_{w.grid}.filling"
+
+
+def parts_done(w):
+    """What each of those jobs leaves when it is done."""
+    parts = range(resample_parts(w.block, w.stain, w.grid))
+    return [f"volumes/{w.block}/{w.stain}_in_{w.grid}.part{n}.json" for n in parts]
 
 
 def volume_keys():
@@ -341,14 +400,31 @@ def volumes():
     return [f"volumes/{block}/{stain}_in_{grid}" for block, stain, grid in volume_keys()]
 
 
-def given_files():
-    """Everything that the user gave."""
-    sheets = [STUDY.sections_path, *([STUDY.blocks_path] if STUDY.blocks_path else [])]
-    slides = [s.file for s in USED.values()]
-    photographs = [s.blockface for s in STUDY.sections if s.blockface]
-    hand = [f for b in BLOCKS for f in (*hand_files(b), *pose_files(b))]
-    found = [portable(f) for f in (*sheets, *slides, *photographs)] + landmarks() + hand + [f for b in BLOCKS for f in mri_files(b)]
-    return list(dict.fromkeys(found))
+def given():
+    """Everything that the user gave, by the names that a record knows it by."""
+    return {name: portable(file) for name, file in given_names(STUDY).items()}
+
+
+def folder_of_study():
+    """The config's folder from the output's, None where they share no folder."""
+    folder = portable(study_folder(STUDY))
+    return None if folder.is_absolute() else folder.as_posix()
+
+
+def command_line():
+    """The command of this run, its paths as a record may tell them: from the checkout, from the output folder, or the name alone."""
+    root = Path(workflow.basedir)
+    return shlex.join(["snakemake", *(told(word, root) for word in sys.argv[1:])])
+
+
+def told(word, root):
+    """A word of the command line without the machine in it."""
+    option, joined, value = word.rpartition("=")
+    if not os.path.isabs(value) or not Path(value).exists():
+        return word
+    path = Path(value)
+    within = path.relative_to(root) if path.is_relative_to(root) else portable(path)
+    return option + joined + (Path(within.name) if within.is_absolute() else within).as_posix()
 
 
 def results():
@@ -381,5 +457,6 @@ wildcard_constraints:
     section=any_of(USED),
     block=any_of(BLOCKS),
     batch=r"\d+",
+    part=r"\d+",
     stain=any_of({s.stain for s in USED.values()}),
     grid=any_of({grid for block, stain, grid in volume_keys()}),

@@ -21,7 +21,8 @@ rule evaluate:
         blocks=block_rows(),
         block_ids=list(BLOCKS),
         mri_blocks=MRI_BLOCKS,
-        contents=[content(f) for f in (*landmarks(), *(f for b in MRI_BLOCKS for f in mri_files(b)))],
+        landmarks=[content(f) for f in landmarks()],
+        mri=[content(f) for b in MRI_BLOCKS for f in mri_files(b)],
         settings=settings("evaluate", "report_pixels", "report_max_mb"),
         code=code("evaluate", "evaluate"),
     log:
@@ -59,6 +60,7 @@ rule report:
         volumes=volume_keys(),
         mri_blocks=MRI_BLOCKS,
         settings=only("evaluate", "spacing_mm", "max_pixels", "report_pixels", "report_max_mb"),
+        parameters={f"{stage}.{key}": STUDY.stage(stage)[key] for stage, key in NAMED_IN_METHODS},
         code=code("evaluate", "report"),
     log:
         "logs/evaluate/report.log",
@@ -76,14 +78,19 @@ rule report:
 
 rule provenance:
     input:
-        given=given_files(),
+        given=list(given().values()),
         made=[
             *manifests(),
-            *(final_placements(b) for b in BLOCKS),
+            *(f"blockface/{b}/{name}.json" for b in BLOCKS if STUDY.has_blockface(b) for name in ("manifest", "placements")),
+            *(f"blockface/{b}/placements.fields.npy" for b in BLOCKS if STUDY.has_blockface(b)),
+            *(f"mri/{b}/pose.json" for b in MRI_BLOCKS),
+            *(f for b in BLOCKS for p in (f"stack/{b}/placements.json", final_placements(b)) for f in (p, fields_file(p))),
             "transforms/graph.json",
+            *(f"transforms/{b}" for b in BLOCKS),
             *(f"{v}{ending}" for v in volumes() for ending in VOLUME_FILES),
             "evaluation/metrics.json",
             "evaluation/sections.tsv",
+            "evaluation/landmarks.tsv",
             "report/index.html",
             "report/sections.html",
         ],
@@ -92,6 +99,9 @@ rule provenance:
     params:
         study=lambda w: STUDY.name,
         config=STUDY.config,
+        names=list(given()),
+        study_folder=folder_of_study(),
+        rules=dict(CODE),
         code=code("evaluate", "provenance"),
     log:
         "logs/evaluate/provenance.log",

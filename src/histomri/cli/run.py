@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from histomri.core.errors import InputError, Problem
 from histomri.io.config import read_config
 from histomri.io.resources import workflow_root
@@ -35,7 +37,7 @@ def command(args: argparse.Namespace) -> list[str]:
     line += ["--configfile", str(args.config.absolute())]
     if not _has_option(rest, WORKFLOW_PROFILE):
         line += [WORKFLOW_PROFILE, str(root / "workflow" / "profiles" / "default")]
-    if not _has_option(rest, *CORES):
+    if not _has_option(rest, *CORES) and not _is_counted(rest):
         line += ["--cores", args.cores or "all"]
     return line + ["--dry-run"] * args.dry_run + rest
 
@@ -54,6 +56,15 @@ def _with_profiles(arguments: list[str], ours: Path) -> list[str]:
 
 def _profile(name: str, ours: Path) -> str:
     return next((str(p.absolute()) for p in (ours / name, Path(name)) if p.exists()), name)
+
+
+def _is_counted(arguments: list[str]) -> bool:
+    """Whether the user's workflow profile says how much runs at once: a cluster's jobs are not bounded by this machine's cores."""
+    words = " ".join(arguments).replace("=", " ").split(" ")
+    profile = Path(words[words.index(WORKFLOW_PROFILE) + 1]) if WORKFLOW_PROFILE in words[:-1] else None
+    if profile is None or not (profile / "config.yaml").is_file():
+        return False
+    return bool({"jobs", "cores"} & set(yaml.safe_load((profile / "config.yaml").read_text(encoding="utf-8")) or ()))
 
 
 def _has_option(arguments: list[str], *names: str) -> bool:
@@ -76,8 +87,22 @@ def run(args: argparse.Namespace) -> int:
     if not isinstance(output, str) or not output:
         raise InputError(Problem(str(args.config), "the key output is needed and missing", "name the folder of the results"))
     folder = args.config.absolute().parent / output
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     os.chdir(folder)
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(line[0], line)
+
+
+def _make(folder: Path) -> None:
+    """Make the folder of results and write there once. Raises ``InputError`` where that is not possible."""
+    from tempfile import TemporaryFile
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder) as file:
+            file.write(b"0")
+    except OSError as error:
+        what = f"the folder of results cannot be written ({error.strerror})"
+        remedy = "free space or get permission there, or name another folder by the config's key output"
+        raise InputError(Problem(str(folder), what, remedy)) from None

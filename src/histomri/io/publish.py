@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import secrets
 import shutil
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +17,9 @@ REPLACED = ".replaced"
 # Snakemake leaves its own marks inside directory outputs
 NOT_CONTENT = (".snakemake_timestamp",)
 BLOCK_BYTES = 1 << 16
+STORE = ".zarr"
+# of whole, and of io.atomic.replacing
+LEFT_OVER = re.compile(r".+\.partial|.+\.replaced|\.partial-\d+-.+|\..+\.(claim|retired)")
 
 
 def remove(path: Path) -> None:
@@ -28,26 +34,101 @@ def remove(path: Path) -> None:
 def whole(path: str | Path) -> Iterator[Path]:
     """A ``.partial`` sibling to write (file or folder), renamed over ``path`` when the block ends, removed when it fails.
 
-    What stood at ``path`` stays until the new result is whole. A sibling left over by a killed run is removed first.
-    The caller creates the file or folder; its parent exists. Raises ``FileNotFoundError`` when the block wrote nothing.
+    What stood at ``path`` stays until the new result is whole. The sibling's name is this writer's own, and the last one to begin
+    owns ``path``: an earlier one that is still at work somewhere (on a node that the cluster lost, say) can write neither into
+    the sibling nor over the result. What writers that were killed left over is removed. The caller creates the file or
+    folder; its parent exists.
+
+    Raises
+    ------
+    FileNotFoundError
+        When the block wrote nothing.
+    OvertakenError
+        When another writer of ``path`` began meanwhile; its result stays.
     """
-    path = Path(path)
-    partial, replaced = path.with_name(path.name + PARTIAL), path.with_name(path.name + REPLACED)
+    path, token = Path(path), _own_token()
+    partial, replaced = _sibling(path, token, PARTIAL), _sibling(path, token, REPLACED)
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove(partial)
+    _claim(path, token)
+    _remove_left_over(path)
     try:
         yield partial
+        _check_claim(path, token)
         if partial.is_dir() and path.is_dir():
             # a folder cannot be renamed over another one that holds something
-            remove(replaced)
             path.rename(replaced)
         partial.replace(path)
     except BaseException:
         remove(partial)
         if replaced.exists() and not path.exists():
             replaced.rename(path)
+        _give_up_claim(path, token)
         raise
     remove(replaced)
+    _give_up_claim(path, token)
+
+
+class OvertakenError(RuntimeError):
+    """Another process has begun to write the same result since, and owns it."""
+
+
+def _own_token() -> str:
+    """Names this writer among all on all machines."""
+    return f"{socket.gethostname().replace('.', '_')}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _sibling(path: Path, token: str, ending: str) -> Path:
+    return path.with_name(f"{path.name}.{token}{ending}")
+
+
+def _claim_file(path: Path) -> Path:
+    return path.with_name(f".{path.name}.claim")
+
+
+def _claim(path: Path, token: str) -> None:
+    temporary = path.with_name(f".{path.name}.{token}.claim")
+    temporary.write_text(token, encoding="utf-8")
+    temporary.replace(_claim_file(path))
+
+
+def _owner(path: Path) -> str:
+    try:
+        return _claim_file(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return "one that has ended"
+
+
+def _give_up_claim(path: Path, token: str) -> None:
+    if _owner(path) == token:
+        _claim_file(path).unlink(missing_ok=True)
+
+
+def _check_claim(path: Path, token: str) -> None:
+    owner = _owner(path)
+    if owner != token:
+        raise OvertakenError(f"{path} is no longer this process's to write ({token}): another has begun since ({owner})")
+
+
+def _remove_left_over(path: Path) -> None:
+    """Remove what earlier writers left; each is renamed first, so that none can be published half removed."""
+    for ending in (PARTIAL, REPLACED):
+        pattern = re.compile(re.escape(path.name) + r"(\.[^.]+-\d+-[0-9a-f]{8})?" + re.escape(ending))
+        for old in [p for p in path.parent.iterdir() if pattern.fullmatch(p.name)]:
+            retired = old.with_name(f".{old.name}.retired")
+            old.rename(retired)
+            remove(retired)
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Remove what killed writers left half written below a folder, in which nobody is at work; returns what was removed."""
+    found: list[Path] = []
+    for at, folders, files in os.walk(folder):
+        found += [Path(at) / name for name in (*folders, *files) if LEFT_OVER.fullmatch(name)]
+        # what is inside a store was published with it
+        folders[:] = [name for name in folders if not (name.endswith(STORE) or name.startswith(".") or LEFT_OVER.fullmatch(name))]
+    for path in found:
+        remove(path)
+    return found
 
 
 def content_files(store: str | Path) -> list[tuple[str, Path]]:

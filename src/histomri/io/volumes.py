@@ -61,8 +61,18 @@ class VolumeStore:
     level, (z, y, x, 1) to LPS mm (z, y, x), with the direction of the axes.
     """
 
-    def __init__(self, folder: Path, spec: VolumeSpec):
+    def __init__(self, folder: Path, spec: VolumeSpec, is_there: bool = False):
+        """Make the store anew, or open one that is there to go on writing it."""
         self.spec, self.grids = spec, level_grids(spec.grid)
+        if is_there:
+            group = zarr.open_group(str(folder), mode="r+", zarr_format=3)
+            self.pixels: list[Any] = [group[str(i)] for i in range(len(self.grids))]
+            self.coverage: list[Any] = [group[f"labels/{spec.label}/{i}"] for i in range(len(self.grids))]
+        else:
+            self._make(folder)
+
+    def _make(self, folder: Path) -> None:
+        spec = self.spec
         scales = multiscale_metadata(spec.name, self.grids, has_channels=True)
         ome: dict[str, Any] = {"version": VERSION, "multiscales": [scales], "omero": channel_metadata(spec.channels, spec.dtype)}
         matrices: list[Any] = [g.index_to_world.tolist() for g in self.grids]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-from numba import njit, prange
 from numpy.typing import NDArray
+
+from histomri.kernels.jit import njit, prange
 
 Array = NDArray[np.float32]
 # half of the 8 neighbours; the distance to the other half is the same image, shifted

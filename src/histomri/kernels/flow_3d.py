@@ -17,11 +17,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
 from numpy.typing import NDArray
 
 from histomri.backend import array_module
 from histomri.kernels.flow import terms_on_device
+from histomri.kernels.jit import njit, prange
 
 Array = NDArray[np.float32]
 TERMS = 10

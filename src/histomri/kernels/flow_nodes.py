@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
 from numpy.typing import NDArray
 
 from histomri.backend import array_module
 from histomri.kernels.channel_vectors import SCRATCH, WIDTH, block_sum, collect, compare
+from histomri.kernels.jit import njit, prange
 from histomri.kernels.run_vectors import pointer
 
 Array = NDArray[np.float32]

@@ -12,8 +12,9 @@ samples which are added in order, so the result does not depend on the number of
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
 from numpy.typing import NDArray
+
+from histomri.kernels.jit import njit, prange
 
 Float = NDArray[np.float64]
 BLOCK = 2048

@@ -23,6 +23,7 @@ from histomri.io.nifti import read_geometry, read_nifti
 from histomri.stages import templates
 from histomri.stages.contact_sheets import thumbnails
 from histomri.stages.evaluation_inputs import PlacedBlock, read_block, read_manifests, read_mri
+from histomri.stages.methods import Methods, methods_of
 from histomri.stages.pictures import MRI_COLOUR, SECTION_COLOUR, Mask, Rgb, data_address, outline, png_address
 
 TISSUE_TINT = np.array([1.0, 0.78, 0.55])
@@ -75,11 +76,13 @@ def write_report(
     settings: ReportSettings,
     report: Path,
     poses: Mapping[str, Path] | None = None,
+    parameters: Mapping[str, Any] | None = None,
 ) -> None:
     """Write ``report/index.html`` from the folder that ``evaluate`` wrote, and the contact sheets ``sections.html`` beside it.
 
     ``volumes`` are the manifests of the resampled volumes by (block, stain, grid), the NIfTI file beside each; ``poses`` are the
-    pictures of the blocks' best poses. The page loads nothing from anywhere and stays below about ``settings.report_max_mb``.
+    pictures of the blocks' best poses; ``parameters`` are the config's keys that the methods paragraph names, which is left out
+    without. The page loads nothing from anywhere and stays below about ``settings.report_max_mb``.
     """
     rows = read_rows(evaluation / "sections.tsv")
     known = read_manifests(manifests)
@@ -104,6 +107,7 @@ def write_report(
             poses={b: png_address(path.read_bytes()) for b, path in (poses or {}).items()},
             histogram=_histogram([float(r["error_mm"]) for r in read_rows(evaluation / "landmarks.tsv") if r["error_mm"]]),
             stains=sorted({s.stain for s in sections}),
+            methods=None if parameters is None else _methods(sections, blocks, parameters),
         )
     )
     items = thumbnails(rows, known)
@@ -111,6 +115,11 @@ def write_report(
     for path, text in ((report.with_name("sections.html"), sheets), (report, page)):
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+
+def _methods(sections: Sequence[Section], blocks: Sequence[Block], parameters: Mapping[str, Any]) -> Methods:
+    used = [s for s in sections if s.is_used]
+    return methods_of(used, sorted({s.stain for s in used}), any(b.mri for b in blocks), parameters)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

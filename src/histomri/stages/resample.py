@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from histomri.io.volumes import COVERAGE, Planes, VolumeSpec, VolumeStore, tiles
 from histomri.kernels.resample import PlaneWeight, SectionSource, accumulate, finished, needed_box
 from histomri.kernels.stains import Look
 from histomri.stages.grids import GridEntry, grid_entry
+from histomri.stages.parts import Parts, take_over
 from histomri.stages.stains import normalised_image, study_look
 from histomri.transforms.placement import Placement, Placements
 
@@ -46,6 +47,7 @@ class ResampleSettings:
     plane_chunk_px: int = 1024
     codec: str = "zstd"
     max_memory_mb: int = 2000
+    max_job_mvox: int = 4000
     max_nifti_mb: int = 4000
 
 
@@ -297,17 +299,32 @@ def resample_tile(
     return finished(sums, plan.dtype)
 
 
-def _write_store(store: Path, name: str, plan: VolumePlan) -> tuple[list[Grid], int]:
-    """Write the whole store; returns the grids of its levels and the number of covered voxels."""
-    spec = VolumeSpec(name, plan.grid, plan.channels, plan.dtype, plan.chunk, plan.settings.codec)
+def spec_of(plan: VolumePlan, choice: tuple[str, str]) -> VolumeSpec:
+    """What the store of ``choice`` = (grid name, stain) holds."""
+    grid_name, stain = choice
+    return VolumeSpec(f"{stain} in {grid_name}", plan.grid, plan.channels, plan.dtype, plan.chunk, plan.settings.codec)
+
+
+def fill(volume: VolumeStore, plan: VolumePlan, boxes: Iterable[Tile]) -> int:
+    """Compute and write these tiles of level 0; returns the number of covered voxels among them."""
     feeds = [_feed(plan, i) for i in range(len(plan.sections))]
     pixels, covered = SectionPixels(plan.settings.max_memory_mb), 0
+    for box in boxes:
+        values, coverage = resample_tile(plan, feeds, pixels, box)
+        volume.write(0, box, values, coverage)
+        covered += int(coverage.sum(dtype=np.int64))
+    return covered
+
+
+def _write_store(store: Path, spec: VolumeSpec, plan: VolumePlan, parts: Parts | None) -> tuple[list[Grid], int]:
+    """Write the whole store, or take over what jobs wrote; returns the grids of its levels and the number of covered voxels."""
     with whole(store) as partial:
-        volume = VolumeStore(partial, spec)
-        for box in tiles(plan.grid.shape, plan.chunk):
-            values, coverage = resample_tile(plan, feeds, pixels, box)
-            volume.write(0, box, values, coverage)
-            covered += int(coverage.sum(dtype=np.int64))
+        if parts:
+            covered = take_over(parts, partial)
+            volume = VolumeStore(partial, spec, is_there=True)
+        else:
+            volume = VolumeStore(partial, spec)
+            covered = fill(volume, plan, tiles(plan.grid.shape, plan.chunk))
         volume.make_levels()
     return volume.grids, covered
 
@@ -339,16 +356,18 @@ def resample_volume(
     nifti: Path,
     coverage: Path,
     manifest: Path,
+    parts: Parts | None = None,
 ) -> None:
     """Interpolate the sections of a stain once, from their pixels to a grid, and write the volume and its coverage.
 
     Between two sections up to ``max_gap_spacings`` apart their values are blended by distance; elsewhere a section fills half of
     its spacing. Coverage is 1 where the nearer section's image holds the voxel, 0 (and value 0) elsewhere. Without an MRI the
-    grid ``mri`` is the block's own. ``manifest`` is written last.
+    grid ``mri`` is the block's own. ``manifest`` is written last. Where jobs of their own wrote level 0
+    (``parts``), it is taken over.
     """
     record = read_placements(placements)
     plan = plan_volume(sections, manifests, block, record, (grid_name, stain), settings)
-    grids, covered = _write_store(store, f"{stain} in {grid_name}", plan)
+    grids, covered = _write_store(store, spec_of(plan, (grid_name, stain)), plan, parts)
     level = _nifti_level(grids, plan)
     _write_niftis(store, nifti, coverage, grids[level], level, plan)
     notes = list(plan.notes)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from histomri.stages.adapter import job
+from histomri.stages.adapter import files_of, job
 
 with job(snakemake):
     from histomri.stages.evaluate import write_provenance
@@ -10,8 +10,10 @@ with job(snakemake):
     write_provenance(
         snakemake.params.study,
         snakemake.params.config,
-        [Path(f) for f in snakemake.input.given],
+        files_of(snakemake.params.names, snakemake.input.given),
         [Path(f) for f in snakemake.input.made],
         Path(snakemake.output.provenance),
         threads=snakemake.threads,
+        study_folder=snakemake.params.study_folder,
+        code=snakemake.params.rules,
     )

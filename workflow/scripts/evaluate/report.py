@@ -19,4 +19,5 @@ with job(snakemake):
         EvaluateSettings(**snakemake.params.settings),
         Path(snakemake.output.report),
         files_of(snakemake.params.mri_blocks, snakemake.input.poses),
+        snakemake.params.parameters,
     )

@@ -6,7 +6,11 @@ from histomri.stages.adapter import files_of, job
 
 with job(snakemake):
     from histomri.io.sheets import block_from_dict, section_from_dict
+    from histomri.stages.parts import Parts
     from histomri.stages.resample import ResampleSettings, resample_volume
+
+    # there where jobs of their own filled the store
+    working, done = snakemake.input.working, tuple(map(Path, snakemake.input.parts))
 
     resample_volume(
         tuple(map(section_from_dict, snakemake.params.sections)),
@@ -20,4 +24,5 @@ with job(snakemake):
         Path(snakemake.output.nifti),
         Path(snakemake.output.coverage),
         Path(snakemake.output.manifest),
+        Parts(Path(working[0]), done) if done else None,
     )

@@ -17,11 +17,11 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
 from numpy.typing import NDArray
 
 from histomri.backend import array_module
 from histomri.kernels import cuda
+from histomri.kernels.jit import njit, prange
 from histomri.kernels.similarity.moments import flat
 
 Array = NDArray[np.float32]

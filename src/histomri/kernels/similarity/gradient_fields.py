@@ -14,10 +14,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
 
 from histomri.backend import array_module, to_device
 from histomri.kernels import cuda
+from histomri.kernels.jit import njit, prange
 from histomri.kernels.similarity.channels import Array, mean_over_channels
 from histomri.kernels.similarity.moments import REORDERED, flat
 from histomri.kernels.similarity.passes import Core, Float, Passes, of_channels, whole

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
 from numpy.typing import NDArray
 
 from histomri.backend import array_module, to_device
 from histomri.kernels import cuda
+from histomri.kernels.jit import njit, prange
 
 Array = NDArray[np.float32]
 Float = NDArray[np.float64]

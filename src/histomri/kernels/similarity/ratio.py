@@ -10,10 +10,10 @@ With fixed values between 0 and 1 shared among the bins k by linear :mod:`window
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
 
 from histomri.backend import array_module
 from histomri.kernels import cuda
+from histomri.kernels.jit import njit, prange
 from histomri.kernels.similarity import parzen
 from histomri.kernels.similarity.channels import Array, mean_over_channels
 from histomri.kernels.similarity.correlation import CONSTANT

@@ -6,10 +6,10 @@ value = sum_p w_p sum_c (m_c - f_c)^2 / sum_p w_p,   force_c = 2 w (m_c - f_c) /
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
 
 from histomri.backend import array_module
 from histomri.kernels import cuda
+from histomri.kernels.jit import njit, prange
 from histomri.kernels.similarity.channels import Array
 from histomri.kernels.similarity.moments import BLOCK, REORDERED, Float, flat
 from histomri.kernels.similarity.passes import Core, Passes, evaluated

@@ -1,0 +1,130 @@
+"""Holds a study, this installation and a new result against the record of an earlier one (``provenance.json``)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from histomri.core import InputError
+from histomri.core.errors import Problem
+from histomri.io.checksums import decoded, difference
+from histomri.io.config import Study, load_study
+from histomri.io.given import given_names
+from histomri.io.resources import workflow_root
+from histomri.stages.provenance import file_record, programs
+
+Record = Mapping[str, Any]
+# of the config, what names files
+SHEETS = ("sections", "blocks", "landmarks", "guides")
+NEEDED = ("study", "histomri", "packages", "python", "config", "inputs", "outputs")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The record of an earlier run. Raises ``InputError`` where the file is none."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        what = f"a provenance.json was expected ({error})"
+        raise InputError(Problem(str(path), what, "name the one of a finished study")) from None
+    missing = [key for key in NEEDED if key not in record] if isinstance(record, dict) else list(NEEDED)
+    if missing:
+        what = f"a provenance.json of histomri was expected, there is no {', '.join(missing)} in it"
+        raise InputError(Problem(str(path), what, "name the one of a finished study"))
+    return dict(record)
+
+
+def recorded_study(record: Record, folder: Path) -> Study:
+    """The study with the recorded config, its sheets and files as ``folder`` holds them. Raises ``InputError``."""
+    return load_study(record["config"], folder)
+
+
+def config_from(record: Record, folder: Path, output: Path) -> dict[str, Any]:
+    """The recorded config, for a file anywhere: its sheets are those of ``folder``, its results go to ``output``."""
+    config = dict(record["config"])
+    named = {key: str((folder / config[key]).absolute()) for key in SHEETS if config.get(key)}
+    return {**{k: v for k, v in config.items() if v is not None}, **named, "output": str(output.absolute())}
+
+
+def input_differences(record: Record, study: Study) -> Iterator[str]:
+    """The user's files that are not what they were, each in words."""
+    files, known = given_names(study), record["inputs"]
+    for name in sorted({*files, *known}):
+        if name not in files:
+            yield f"{name}: recorded, and not named by the sheets"
+        elif name not in known:
+            yield f"{name}: named by the sheets, and not recorded"
+        elif not files[name].exists():
+            yield f"{name}: there is no file {files[name]}"
+        elif (found := file_record(files[name])) != known[name]:
+            yield f"{name}: {_sizes(known[name], found)}"
+
+
+def _sizes(known: Record, found: Record) -> str:
+    sizes = known.get("bytes"), found.get("bytes")
+    return f"{sizes[0]} bytes were recorded, there are {sizes[1]}" if sizes[0] != sizes[1] else "its content is another"
+
+
+def program_differences(record: Record) -> Iterator[str]:
+    """What this installation has otherwise than the record: histomri's code, Python, packages."""
+    here = programs()
+    code, now = record["histomri"].get("code", {}), here["histomri"]["code"]
+    changed = sorted(rule for rule in {*code, *now} if code.get(rule) != now.get(rule))
+    if changed:
+        revisions = record["histomri"].get("git_revision"), here["histomri"]["git_revision"]
+        yield f"histomri: the code of {', '.join(changed)} is another (revision {revisions[0]} recorded, {revisions[1]} here)"
+    if record["python"] != here["python"]:
+        yield f"Python: {record['python']} recorded, {here['python']} here"
+    yield from _package_differences(record["packages"], here["packages"])
+
+
+def _package_differences(known: Mapping[str, str], here: Mapping[str, str]) -> Iterator[str]:
+    """Packages of another version, and those of the lock that only one side has; what else is installed changes no result."""
+    locked = _locked()
+    for name in sorted({*known, *here}, key=str.lower):
+        a, b = known.get(name), here.get(name)
+        if a != b and ((a and b) or _plain(name) in locked):
+            yield f"{name}: {a or 'none'} recorded, {b or 'none'} here"
+
+
+def _locked() -> set[str]:
+    lock = workflow_root() / "envs" / "requirements.lock"
+    text = lock.read_text(encoding="utf-8") if lock.is_file() else ""
+    return {_plain(name) for name in re.findall(r"^([A-Za-z0-9._-]+)==", text, re.MULTILINE)}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def machine_differences(record: Record, other: Record) -> list[str]:
+    """What the two machines have otherwise."""
+    a, b = record.get("machine", {}), other.get("machine", {})
+    return [f"{key}: {a.get(key)} recorded, {b.get(key)} here" for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
+
+
+def arrays_in(record: Record) -> dict[tuple[str, str], Any]:
+    """The checksums of all decoded arrays of a record, by file and name."""
+    found = {(file, name): c for file, of in record["outputs"].items() for name, c in of.get("arrays", {}).items()}
+    return found
+
+
+def result_differences(record: Record, other: Record, folders: tuple[Path, Path]) -> Iterator[str]:
+    """Each decoded array that is another in the new result, with how many values differ where both folders still hold them."""
+    known, found = arrays_in(record), arrays_in(other)
+    for file, name in sorted({*known, *found}):
+        a, b = known.get((file, name)), found.get((file, name))
+        if a is None or b is None:
+            yield f"{file}, {name}: only in the {'new' if a is None else 'recorded'} result"
+        elif a != b:
+            yield f"{file}, {name}: {_by_how_much(file, name, folders)}"
+
+
+def _by_how_much(file: str, name: str, folders: tuple[Path, Path]) -> str:
+    try:
+        old, new = (dict(decoded(folder / file))[name] for folder in folders)
+    except (OSError, KeyError):
+        return "its values are others (the recorded file is not here to compare them)"
+    return difference(old[...], new[...]) or "its values are others (the recorded file has changed since, and equals the new one)"
