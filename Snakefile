@@ -22,6 +22,7 @@ onstart:
     hold_run(STUDY.output)
 
 
+include: "workflow/rules/demand.smk"
 include: "workflow/rules/ingest.smk"
 include: "workflow/rules/blockface.smk"
 include: "workflow/rules/stack.smk"
