@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("slurm-wlm", "slurm-client", "munge")
 SETTINGS = Path("/etc/slurm")
 PATIENCE_S = 200
-RUN_TIMEOUT_S = 500
+RUN_TIMEOUT_S = 800
 CPUS = 2
 
 
