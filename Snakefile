@@ -24,6 +24,7 @@ onstart:
     os.environ["HISTOMRI_COMMAND"] = command_line()
 
 
+include: "workflow/rules/demand.smk"
 include: "workflow/rules/ingest.smk"
 include: "workflow/rules/blockface.smk"
 include: "workflow/rules/stack.smk"

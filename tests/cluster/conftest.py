@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("slurm-wlm", "slurm-client", "munge")
 SETTINGS = Path("/etc/slurm")
 PATIENCE_S = 200
-RUN_TIMEOUT_S = 500
+RUN_TIMEOUT_S = 800
 CPUS = 2
 
 
@@ -260,7 +260,7 @@ class ClusterRuns:
         """The command line that the README gives; of the profile only the pace of asking is another."""
         pace = ["--slurm-init-seconds-before-status-checks", "2", "--seconds-between-status-checks", "1"]
         start = [sys.executable, "-m", "histomri", "run", str(config), "--workflow-profile", "slurm"]
-        return [*start, "--profile", str(self.site), *pace, *arguments]
+        return [*start, "--profile", str(self.site), *arguments, *pace]
 
     def start(self, config: Path, log: Path, *arguments: str) -> subprocess.Popen[bytes]:
         """Start in a process group of its own, everything said going to ``log``."""
