@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -116,18 +115,21 @@ def read_rough(path: Path) -> Any:
     transform = _read_given(path, remedy)
     if transform.ndim != 2:
         raise InputError(Problem(str(path), f"a 2D transform was expected, this one has {transform.ndim} dimensions", remedy))
-    scales = np.linalg.svd(_linear_part(transform), compute_uv=False)
-    if not (np.isfinite(scales).all() and SCALES[0] < scales[-1] and scales[0] < SCALES[1]):
+    linear = _linear_part(transform)
+    scales = np.linalg.svd(linear, compute_uv=False) if np.isfinite(linear).all() else np.full(2, np.nan)
+    if not (SCALES[0] < scales[-1] and scales[0] < SCALES[1]):
         what = f"it scales by {scales[-1]:.3g} to {scales[0]:.3g}; between sections {SCALES[0]:g} to {SCALES[1]:g} is possible"
         raise InputError(Problem(str(path), what, remedy))
     return transform
 
 
 def _read_given(path: Path, remedy: str) -> Any:
-    from histomri.io.transform_files import read_transform
+    from histomri.io.transform_files import crashes_itk, read_transform
 
     if not path.is_file():
         raise InputError(Problem(str(path), "there is no such file", "correct the path"))
+    if crashes_itk(path):
+        raise InputError(Problem(str(path), "cannot be read as an ITK transform (the file is damaged)", remedy))
     try:
         return read_transform(path)
     except InputError as error:
@@ -196,7 +198,7 @@ def read_lock(section: Section) -> tuple[Placement, Placements]:
     remedy = f"write it again: histomri lock CONFIG {section.id}"
     try:
         record = read_placements(section.lock)
-    except (InputError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except InputError as error:
         raise InputError(Problem(str(section.lock), f"cannot be read as a lock ({error})", remedy)) from error
     placement = record.sections.get(section.id)
     if placement is None or not placement.is_placed:

@@ -22,6 +22,7 @@ from histomri.io.resources import workflow_root
 from histomri.io.sheets import Parsed, SectionGuide, parse_guides, read_blocks, read_sections
 from histomri.io.tables import absolute
 
+MOST_ALIASES, MOST_VALUES = 20, 100_000
 STAGES = ("ingest", "blockface", "stack", "mri", "resample", "evaluate")
 
 
@@ -116,6 +117,8 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     try:
         content = yaml.load(path.read_text(encoding="utf-8-sig"), _StrictLoader)
+        if _is_vast(content):
+            raise ValueError(f"it unfolds to more than {MOST_VALUES} values, or holds itself")
     except OSError as error:
         raise InputError(Problem(str(path), f"the config cannot be read ({error.strerror})", "correct its path")) from error
     except UnicodeDecodeError as error:
@@ -125,13 +128,37 @@ def read_config(path: Path) -> dict[str, Any]:
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
         what = f"this is not YAML: {getattr(error, 'problem', None) or error}"
         raise InputError(Problem(where, what, "correct the line, mind its indentation")) from error
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError) as error:
+        # PyYAML's own, over dates that no calendar has and the like
+        what = f"this cannot be read as YAML ({type(error).__name__}: {error})"
+        raise InputError(Problem(str(path), what, "correct it; put text in quotes")) from error
     if not isinstance(content, dict):
         raise InputError(Problem(str(path), "keys and values were expected", "write at least study, sections, blocks and output"))
     return content
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, where PyYAML would silently take the last."""
+    """YAML that refuses a key given twice, where PyYAML would silently take the last, and aliases of aliases without end."""
+
+    aliases = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """As PyYAML's, which unfolds what few lines of aliases make of each other until memory is full."""
+        if self.check_event(yaml.AliasEvent):
+            self.aliases += 1
+        if self.aliases > MOST_ALIASES:
+            raise yaml.composer.ComposerError(None, None, f"it has more than {MOST_ALIASES} aliases", None)
+        return super().compose_node(parent, index)
+
+
+def _is_vast(content: Any) -> bool:
+    """Whether more values than any config has are there once aliases are unfolded."""
+    waiting, seen = [content], 0
+    while waiting and seen <= MOST_VALUES:
+        value = waiting.pop()
+        seen += 1
+        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list | set | tuple) else []
+    return seen > MOST_VALUES
 
 
 def _unique_mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:

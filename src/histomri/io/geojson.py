@@ -27,6 +27,8 @@ GEOMETRY_KEYS = ("geometry", "nucleusGeometry")
 # these describe the geometry as it was
 STALE = ("bbox", "isEllipse")
 DECIMALS = 6
+# on one edge that is made denser
+MOST_POINTS = 1_000_000
 
 
 @dataclass
@@ -52,23 +54,40 @@ def is_geojson(path: Path) -> bool:
 def read_document(path: Path) -> Any:
     """The JSON of a file. Raises :class:`InputError` when it cannot be read."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        text = Path(path).read_text(encoding="utf-8-sig")
+        return json.loads(text, parse_float=_finite, parse_constant=_finite)
     except (OSError, ValueError) as problem:
         raise InputError(Problem(str(path), f"cannot be read as GeoJSON ({problem})", "export it again")) from problem
+    except RecursionError as problem:
+        raise InputError(Problem(str(path), "is nested too deeply to be GeoJSON", "export it again")) from problem
+
+
+def _finite(text: str) -> float:
+    """A number of JSON, which knows no NaN and no infinity. Raises ``ValueError``."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a number")
+    return value
 
 
 def write_document(path: Path, document: Any) -> None:
     """Write JSON atomically."""
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False)
     with replacing(Path(path)) as temporary:
-        temporary.write_text(json.dumps(document, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+        # half a surrogate pair is no text, but JSON may name it: as it came
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _features(document: Any) -> list[Any]:
     if isinstance(document, list):
         return document
     if isinstance(document, dict) and document.get("type") == "FeatureCollection":
-        return list(document.get("features") or [])
+        return _list(document.get("features"))
     return [document]
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def shapes(path: Path, document: Any) -> list[Shape]:
@@ -90,9 +109,9 @@ def shapes(path: Path, document: Any) -> list[Shape]:
 def _elementary(geometry: Any, feature: dict[str, Any] | None, key: str, where: str) -> Iterator[Shape]:
     kind = geometry.get("type") if isinstance(geometry, dict) else None
     if kind == "GeometryCollection":
-        for part in geometry.get("geometries") or []:
+        for part in _list(geometry.get("geometries")):
             yield from _elementary(part, feature, key, where)
-    elif kind in DEPTH and "coordinates" in geometry:
+    elif isinstance(kind, str) and kind in DEPTH and "coordinates" in geometry:
         yield Shape(geometry, feature, key, where)
     else:
         known = ", ".join([*DEPTH, "GeometryCollection"])
@@ -104,14 +123,14 @@ def positions(shape: Shape, ndim: int, densify: float | None = None) -> Float:
 
     Raises :class:`InputError` for coordinates that are not numbers or are too few.
     """
-    if densify and shape.depth and shape.geometry["type"] != "MultiPoint":
-        lines = shape.geometry["coordinates"]
-        shape.geometry["coordinates"] = _nested(lines, shape.depth - 1, lambda line: _dense(line, densify))
     flat: list[Any] = []
     try:
+        if densify and shape.depth and shape.geometry["type"] != "MultiPoint":
+            lines = shape.geometry["coordinates"]
+            shape.geometry["coordinates"] = _nested(lines, shape.depth - 1, lambda line: _dense(line, densify))
         _nested(shape.geometry["coordinates"], shape.depth, flat.append)
         return np.array([[float(v) for v in position[:ndim]] for position in flat], float).reshape(-1, ndim)
-    except (TypeError, ValueError) as problem:
+    except (TypeError, ValueError, OverflowError, KeyError) as problem:
         what = f"expected positions of {ndim} numbers in a {shape.geometry['type']} ({problem})"
         raise InputError(Problem(shape.where, what, "correct the feature")) from problem
 
@@ -124,7 +143,10 @@ def _dense(line: list[list[float]], step: float) -> list[list[float]]:
     result = list(line[:1])
     for start, end in itertools.pairwise(line):
         a, b = np.asarray(start, float), np.asarray(end, float)
-        count = max(1, int(np.ceil(np.linalg.norm(b - a) / step)))
+        length = float(np.linalg.norm(b - a))
+        if not length <= MOST_POINTS * step:
+            raise ValueError(f"an edge is {length:g} long, more than {MOST_POINTS} steps of {step:g}")
+        count = max(1, int(np.ceil(length / step)))
         result += [(a + (b - a) * i / count).tolist() for i in range(1, count + 1)]
     return result
 
@@ -146,10 +168,15 @@ def give_reason(shape: Shape, reason: str) -> None:
         shape.geometry["reason"] = reason
         return
     shape.feature[shape.key] = None
-    properties = {k: v for k, v in (shape.feature.get("properties") or {}).items() if k != "error_mm"}
+    properties = {k: v for k, v in _properties(shape.feature).items() if k != "error_mm"}
     shape.feature["properties"] = {**properties, "reason": reason}
     for key in STALE:
         shape.feature.pop(key, None)
+
+
+def _properties(feature: dict[str, Any]) -> dict[str, Any]:
+    found = feature.get("properties")
+    return found if isinstance(found, dict) else {}
 
 
 def give_error(shape: Shape, error_mm: float) -> None:
@@ -159,7 +186,7 @@ def give_error(shape: Shape, error_mm: float) -> None:
     """
     if shape.feature is None:
         return
-    properties = shape.feature.get("properties") or {}
+    properties = _properties(shape.feature)
     before = properties.get("error_mm", 0.0)
     total = math.hypot(error_mm, before) if isinstance(before, int | float) else math.nan
     shape.feature["properties"] = {**properties, "error_mm": round(total, 6) if math.isfinite(total) else None}

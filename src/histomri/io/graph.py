@@ -40,20 +40,30 @@ def read_record(path: Path) -> GraphRecord:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         version = record["version"]
-    except (OSError, ValueError, KeyError) as problem:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as problem:
         remedy = "run the study first: it is written once the sections are registered"
         raise InputError(Problem(str(path), f"cannot be read ({problem})", remedy)) from problem
     if version != VERSION:
         raise InputError(Problem(str(path), f"is of version {version}, expected {VERSION}", "run the study again"))
+    if not (isinstance(record.get("spaces"), dict) and isinstance(record.get("edges"), list)):
+        raise InputError(Problem(str(path), "spaces and edges were expected, they are not there", "run the study again"))
     return GraphRecord(record["spaces"], record["edges"], path.parent)
 
 
 def read_graph(path: Path) -> SpaceGraph:
     """The graph that ``graph.json`` describes; each transform's file is read when it is first used.
 
-    Only the forward files are read: the way back is their exact inverse.
+    Only the forward files are read: the way back is their exact inverse. Raises :class:`InputError` where it is damaged.
     """
     record = read_record(path)
+    try:
+        return _graph_of(record)
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, IndexError) as problem:
+        what = f"is damaged ({type(problem).__name__}: {problem})"
+        raise InputError(Problem(str(path), what, "run the study again")) from problem
+
+
+def _graph_of(record: GraphRecord) -> SpaceGraph:
     sections = {name: _section_space(name, s) for name, s in record.spaces.items() if s["type"] == "section"}
     spaces = [sections.get(name) or Space(name) for name in record.spaces]
     edges = [_edge(e, sections, record.folder) for e in record.edges]
@@ -69,7 +79,7 @@ def read_graph(path: Path) -> SpaceGraph:
 
 
 def _no_transform() -> Transform:
-    raise LookupError("A section that was not placed has no transform.")
+    raise InputError(Problem("graph.json", "a section that is placed has no file of its transform", "run the study again"))
 
 
 def _section_space(name: str, record: dict[str, Any]) -> SectionSpace:

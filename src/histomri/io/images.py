@@ -172,7 +172,10 @@ def _zarr_grid(
 
 
 class ZarrPixels:
-    """A stored array of any axes as (z, y, x) or (y, x), channels last; read when it is indexed with slices."""
+    """A stored array of any axes as (z, y, x) or (y, x), channels last; read when it is indexed with slices.
+
+    Raises ``InputError`` where the pixels do not decode.
+    """
 
     def __init__(self, array: Any, axes: list[str], space: list[str]):
         self._array, self._axes, self._space = array, axes, space
@@ -186,7 +189,12 @@ class ZarrPixels:
         keys = key if isinstance(key, tuple) else (key,)
         keys = tuple(k for k in keys if k is not Ellipsis)
         boxes = dict(zip(self._space, keys, strict=False))
-        block = np.asarray(self._array[tuple(boxes.get(a, slice(None)) if a in [*self._space, "c"] else 0 for a in self._axes)])
+        place = tuple(boxes.get(a, slice(None)) if a in [*self._space, "c"] else 0 for a in self._axes)
+        try:
+            block = np.asarray(self._array[place])
+        except Exception as error:  # codecs raise whatever they like on bad bytes
+            what = f"its pixels cannot be read ({type(error).__name__}: {error})"
+            raise _error(Path(str(self._array.store_path)), what, "copy the whole folder again") from error
         kept = [a for a in self._axes if a in [*self._space, "c"]]
         if "c" in kept:
             block = np.moveaxis(block, kept.index("c"), -1)

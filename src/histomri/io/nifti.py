@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from histomri.core import Grid, Image, InputError
 from histomri.core.errors import Problem
 from histomri.io.atomic import replacing
+from histomri.io.memory import available_memory_mb
 
 nib: Any = nibabel  # half typed: its untyped functions would fail a strict check
 Float = NDArray[np.float64]
@@ -26,6 +28,8 @@ MM_PER_UNIT = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
 RGB = ("red", "green", "blue")
 INTENT_VECTOR = 1007
 GZIP_LEVEL = 4
+# deflate codes at most 258 bytes in two bits
+GZIP_MOST = 1032
 NIFTI1_MAX = 32767
 
 
@@ -83,11 +87,16 @@ def _quiet(get: Any) -> Float | None:
     return None if (lengths == 0).any() or abs(np.linalg.det(matrix[:3, :3] / lengths)) < 1e-6 else np.asarray(matrix, float)
 
 
-def _space_mm(header: Any) -> float:
+def _unit(header: Any) -> str:
+    """The unit of length that the header states; a code that the standard does not know states none."""
     try:
-        return MM_PER_UNIT.get(header.get_xyzt_units()[0], 1.0)
+        return str(header.get_xyzt_units()[0])
     except KeyError:
-        return 1.0
+        return "unknown"
+
+
+def _space_mm(header: Any) -> float:
+    return MM_PER_UNIT.get(_unit(header), 1.0)
 
 
 def _has_vectors(header: Any) -> bool:
@@ -111,7 +120,7 @@ def _chosen_affine(path: Path, header: Any) -> tuple[Float, list[str]]:
     """The matrix in use and what is worth telling about the choice."""
     sform, qform = _quiet(header.get_sform), _quiet(header.get_qform)
     notes = []
-    if header.get_xyzt_units()[0] == "unknown":
+    if _unit(header) == "unknown":
         notes.append("the file states no unit of length; millimetres are assumed")
     if sform is not None and qform is not None and not np.allclose(sform, qform, atol=1e-2, rtol=1e-3):
         notes.append("sform and qform disagree; the sform is used")
@@ -147,11 +156,25 @@ def read_geometry(path: Path) -> tuple[Grid, list[str]]:
     return _grid_and_notes(path, _load(path).header)
 
 
+def _check_size(path: Path, image: Any) -> None:
+    """Refuse a header that promises more than its file can hold, before memory is taken for it."""
+    header = image.header
+    needed = math.prod(int(n) for n in header.get_data_shape()) * int(header.get_data_dtype().itemsize)
+    held = path.stat().st_size * (GZIP_MOST if path.name.lower().endswith(".gz") else 1)
+    if needed > held:
+        what = f"the header promises {needed / 1e6:.0f} MB of voxels, the file holds {held / 1e6:.0f} MB at most"
+        raise _error(path, what, "the file is truncated or damaged: copy it again")
+    if needed > (most := available_memory_mb() * 1e6):
+        what = f"{needed / 1e9:.1f} GB of voxels are read whole, {most / 1e9:.1f} GB of memory are free"
+        raise _error(path, what, "resample it to larger voxels, or use a machine with more memory")
+
+
 def _voxels(path: Path, image: Any) -> NDArray[Any]:
+    _check_size(path, image)
     proxy = image.dataobj
     try:
         raw = np.asarray(proxy.get_unscaled())
-    except (OSError, EOFError, ValueError, zlib.error) as problem:
+    except (OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error) as problem:
         raise _error(
             path, f"the voxels cannot be read ({problem})", "the file is truncated or damaged: copy it again"
         ) from problem

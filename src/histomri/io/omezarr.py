@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from histomri.core import Grid
+from histomri.core import Grid, InputError
+from histomri.core.errors import Problem
 from histomri.io.pyramid import PyramidWriter, Reading
 from histomri.io.shards import ArrayFiles, StoredLevel, write_pixels
 from histomri.io.zarr_layout import CODECS as CODECS
@@ -209,11 +210,18 @@ def stored_level(store: str | Path, path: str) -> StoredLevel:
 
 
 def read_pixels(store: str | Path, path: str) -> Pixels:
-    """All pixels of the array at ``path`` inside a store, (c, y, x) or (y, x); without zarr where histomri wrote it."""
+    """All pixels of the array at ``path`` inside a store, (c, y, x) or (y, x); without zarr where histomri wrote it.
+
+    Raises :class:`InputError` where the store is damaged.
+    """
     folder = Path(store) / path
-    layout = read_layout(folder)
-    found: Pixels = open_array(store, path)[...] if layout is None else StoredLevel(folder, layout).whole()
-    return found
+    try:
+        layout = read_layout(folder)
+        found: Pixels = open_array(store, path)[...] if layout is None else StoredLevel(folder, layout).whole()
+        return found
+    except Exception as error:  # zarr and codecs raise whatever they like on a damaged store
+        what = f"the stored pixels cannot be read ({type(error).__name__}: {error})"
+        raise InputError(Problem(str(folder), what, "run the stage that makes them again")) from error
 
 
 class ChannelsLast:

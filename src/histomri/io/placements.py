@@ -100,10 +100,15 @@ def read_placements(path: Path) -> Placements:
     """
     path = Path(path)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        flat = np.load(fields_file(path), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as problem:
-        raise InputError(Problem(str(path), f"cannot be read ({problem})", "run the stage that makes it again")) from problem
+        return _read(path)
+    except (OSError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as problem:
+        what = f"cannot be read ({type(problem).__name__}: {problem})"
+        raise InputError(Problem(str(path), what, "run the stage that makes it again")) from problem
+
+
+def _read(path: Path) -> Placements:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    flat = np.load(fields_file(path), allow_pickle=False)
     if hashlib.sha256(flat.tobytes()).hexdigest() != record["fields_sha256"]:
         raise InputError(
             Problem(str(fields_file(path)), "does not belong to its placements.json", "run the stage that makes it again")

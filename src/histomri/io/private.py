@@ -196,12 +196,12 @@ def _associated(path: Path, name: str) -> Any:
     try:
         with openslide.OpenSlide(str(path)) as slide:
             return np.asarray(slide.associated_images[name].convert("RGB"))
-    except (openslide.OpenSlideError, OSError, KeyError):
+    except Exception:  # damaged, or not openslide's
         pass
     try:
         with tifffile.TiffFile(path) as tiff:
             series = next((s for s in tiff.series if s.name.lower() == name), None)
             pixels = None if series is None else series.asarray()
-    except (tifffile.TiffFileError, OSError, ValueError):
+    except Exception:  # decoders raise whatever they like on bad bytes
         return None
     return pixels if pixels is not None and pixels.dtype == np.uint8 and pixels.ndim in (2, 3) else None

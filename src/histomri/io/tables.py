@@ -14,6 +14,8 @@ from pathlib import Path
 from histomri.core.errors import InputError, Problem
 
 NAME = re.compile(r"\w[\w.+&-]*")  # goes into file names, Snakemake wildcards and space names
+# file names have 255 bytes, of which two names and an ending of ours may become one
+MOST_NAME_BYTES = 100
 
 
 def absolute(path: str | Path, base: Path) -> Path:
@@ -124,10 +126,9 @@ class Cells:
         value = self.text(column, default)
         if not value:
             self.reject(column, "a name was expected, the cell is empty", "fill it in")
-        elif not NAME.fullmatch(value):
-            self.reject(
-                column, f"{value!r} cannot be part of a file name", "use letters, digits, '.', '_', '+', '&' and '-' only"
-            )
+        elif not NAME.fullmatch(value) or len(value.encode(errors="replace")) > MOST_NAME_BYTES:
+            remedy = f"use letters, digits, '.', '_', '+', '&' and '-' only, {MOST_NAME_BYTES} bytes at most"
+            self.reject(column, f"{value[:MOST_NAME_BYTES]!r} cannot be part of a file name", remedy)
         return value
 
     def choice(self, column: str, choices: Sequence[str], default: str) -> str:

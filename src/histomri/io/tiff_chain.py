@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import IO
 
 CLASSIC_LIMIT = 2**32  # beyond it, NDPI's offsets wrap around and say nothing
 
@@ -21,18 +22,26 @@ def is_cut_off(path: Path) -> bool:
         (version,) = struct.unpack(order + "H", head[2:4])
         if version not in (42, 43) or (version == 42 and size >= CLASSIC_LIMIT):
             return False
-        start, count_format, entry_bytes, link_format = (4, "H", 12, "I") if version == 42 else (8, "Q", 20, "Q")
-        (offset,) = struct.unpack_from(order + link_format, head, start)
-        seen = set()
-        while offset and offset not in seen:
-            seen.add(offset)
-            file.seek(offset)
-            entries = file.read(struct.calcsize(count_format))
-            if len(entries) < struct.calcsize(count_format):
-                return True
-            file.seek(struct.unpack(order + count_format, entries)[0] * entry_bytes, 1)
-            link = file.read(struct.calcsize(link_format))
-            if len(link) < struct.calcsize(link_format):
-                return True
-            (offset,) = struct.unpack(order + link_format, link)
+        start, layout = (4, ("H", 12, "I")) if version == 42 else (8, ("Q", 20, "Q"))
+        (offset,) = struct.unpack_from(order + layout[2], head, start)
+        return _leads_beyond(file, size, offset, (order, *layout))
+
+
+def _leads_beyond(file: IO[bytes], size: int, offset: int, layout: tuple[str, str, int, str]) -> bool:
+    """Whether the chain that begins at ``offset`` leaves the file, by a damaged number for one."""
+    order, count_format, entry_bytes, link_format = layout
+    seen = set()
+    while offset and offset not in seen:
+        seen.add(offset)
+        if offset >= size:
+            return True
+        file.seek(offset)
+        entries = file.read(struct.calcsize(count_format))
+        if len(entries) < struct.calcsize(count_format):
+            return True
+        end = offset + len(entries) + struct.unpack(order + count_format, entries)[0] * entry_bytes
+        if end + struct.calcsize(link_format) > size:
+            return True
+        file.seek(end)
+        (offset,) = struct.unpack(order + link_format, file.read(struct.calcsize(link_format)))
     return False

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,9 @@ sitk: Any = SimpleITK
 Float = NDArray[np.float64]
 
 COVER_MAX_NODES = 1_000_000
+TEXT_FILES = (".tfm", ".txt")
+TRIAL_S = 60
+ONE_THREAD = {"ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1"}
 
 
 def _swapped(matrix: Float) -> Float:
@@ -157,6 +163,21 @@ def _from_itk(itk: Any) -> Transform:
     return Affine(_swapped(Affine.from_parts(np.stack(columns, axis=1), start).matrix))
 
 
+def crashes_itk(path: Path) -> bool:
+    """Whether ITK crashes or hangs over a file: a damaged HDF5 file can end the process that reads it.
+
+    It is read in a process of its own first, which takes half a second; ITK's text files need no such trial.
+    """
+    if path.suffix.lower() in TEXT_FILES:
+        return False
+    line = [sys.executable, "-c", "import sys, SimpleITK; SimpleITK.ReadTransform(sys.argv[1])", str(path.absolute())]
+    try:
+        done = subprocess.run(line, capture_output=True, timeout=TRIAL_S, check=False, env={**os.environ, **ONE_THREAD})
+    except subprocess.TimeoutExpired:
+        return True
+    return done.returncode < 0
+
+
 def read_transform(path: Path, from_space: str = "", to_space: str = "") -> Transform:
     """Read an ITK transform file of linear transforms and displacement fields; the spaces name its two ends.
 
@@ -164,7 +185,9 @@ def read_transform(path: Path, from_space: str = "", to_space: str = "") -> Tran
     """
     try:
         steps = [_from_itk(itk) for itk in _flat(sitk.ReadTransform(str(path)))]
-    except (RuntimeError, ValueError) as problem:
+        if not steps:
+            raise ValueError("it holds none")
+    except (RuntimeError, ValueError, OverflowError, MemoryError) as problem:
         raise InputError(
             Problem(str(path), f"cannot be read as an ITK transform ({problem})", "run the stage mri again")
         ) from problem

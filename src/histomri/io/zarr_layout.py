@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from histomri.core.errors import InputError, Problem
+
 LOSSLESS = ("zstd", "blosc-zstd", "blosc-lz4", "none")
 # pictures in place of arrays: only programs with the package imagecodecs-zarr open them (``io.picture_codecs``)
 CODECS = (*LOSSLESS, "jpegxl", "jpeg")
@@ -108,10 +110,14 @@ def write_group(folder: Path, attributes: Mapping[str, Any]) -> None:
 
 
 def group_attributes(folder: Path) -> dict[str, Any]:
-    """The attributes of a group; none where there is no group."""
+    """The attributes of a group; none where there is no group. Raises :class:`InputError` for one that is damaged."""
     file = folder / METADATA
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["attributes"] if file.exists() else {}
-    return found
+    try:
+        found: Any = json.loads(file.read_text(encoding="utf-8"))["attributes"] if file.exists() else {}
+        return dict(found)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        what = f"is not the metadata of a Zarr group ({type(error).__name__}: {error})"
+        raise InputError(Problem(str(file), what, "run the stage that makes it again")) from error
 
 
 def _write(folder: Path, metadata: Mapping[str, Any]) -> None:
@@ -130,5 +136,5 @@ def read_layout(folder: Path) -> ArrayLayout | None:
         layouts = [ArrayLayout(tuple(found["shape"]), found["data_type"], chunk[-1], unit[-1], codec) for codec in candidates]
         same = {"attributes": found["attributes"], "dimension_names": found["dimension_names"]}
         return next((layout for layout in layouts if {**layout.metadata(()), **same} == found), None)
-    except (ValueError, KeyError, TypeError, IndexError):
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RecursionError):
         return None

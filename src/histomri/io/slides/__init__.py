@@ -10,7 +10,8 @@ an open ``Slide``, or None for a file that is not its own. They are asked before
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from histomri.core import InputError
@@ -78,9 +79,15 @@ def open_slide(
     return _open_pyramid(path, head, channel, plane)
 
 
+@cache
+def foreign_readers() -> tuple[EntryPoint, ...]:
+    """The readers of other packages; to look for them takes longer than to open a slide, and a study has a thousand."""
+    return tuple(entry_points(group=READERS))
+
+
 def _from_plugins(path: Path, channel: str | None) -> Slide | None:
     """The slide as a reader of another package opens it; None where none knows the file. Raises ``InputError``."""
-    for entry in entry_points(group=READERS):
+    for entry in foreign_readers():
         try:
             slide: Slide | None = entry.load()(path, channel)
         except InputError:
@@ -110,8 +117,8 @@ def _open_pyramid(path: Path, head: bytes, channel: str | None, plane: int) -> S
         raise
     except (openslide.OpenSlideError, tifffile.TiffFileError, OSError) as error:
         raise unsupported(path, head, str(error).removeprefix(f"Reading {path}: ")) from error
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
-        # tifffile trips in many ways over the structure of a damaged file
+    except Exception as error:
+        # tifffile and openslide trip in many ways over the structure of a damaged file
         raise unsupported(path, head, f"{type(error).__name__}: {error}") from error
 
 

@@ -72,7 +72,10 @@ class Slide(ABC):
         split_planes(self.read_region(y, x, height, width), (0, 0, height, width), planes, (0, 0))
 
     def read_associated(self, name: str) -> Pixels:
-        """Pixels (y, x[, c]) of one of the images named in ``info.dropped``. Raises ``KeyError`` for another name."""
+        """Pixels (y, x[, c]) of one of the images named in ``info.dropped``.
+
+        Raises ``KeyError`` for another name, ``InputError`` where it does not decode.
+        """
         raise KeyError(name)
 
     def files(self) -> tuple[Path, ...]:
@@ -121,6 +124,15 @@ class TileCache:
 def problem(path: Path, what: str, remedy: str) -> InputError:
     """An input error about a slide file."""
     return InputError(Problem(str(path), what, remedy))
+
+
+def read_image(path: Path, name: str, read: Callable[[], Any]) -> Pixels:
+    """What ``read`` gives of one of a file's images. Raises ``InputError`` where it does not decode."""
+    try:
+        return np.asarray(read())
+    except Exception as error:  # decoders raise whatever they like on bad bytes
+        what = f"its image {name!r} cannot be read ({type(error).__name__}: {error})"
+        raise problem(path, what, "copy it again from the scanner") from error
 
 
 def pixel_size_from_density(per_mm_x: float, per_mm_y: float) -> tuple[float, float] | None:

@@ -28,13 +28,16 @@ from histomri.io.slides.base import (
     checked_plane,
     pixel_size_from_density,
     problem,
+    read_image,
 )
+from histomri.io.slides.coded_size import coded_size
 from histomri.kernels.planes import split_planes
 from histomri.kernels.pyramid import worth_compiling
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 CACHE_BYTES = 48 << 20
 MAX_SEGMENT_PX = 1 << 28
+MAX_SEGMENT_BYTES = 1 << 30
 SMALL_TILE_PX = 512
 JPEG_END = b"\xff\xd9"
 PER_MM = {2: 1 / 25.4, 3: 0.1, 4: 1.0, 5: 1000.0}
@@ -163,6 +166,27 @@ class Level:
         (height, width), (rows, columns) = self.shape, self.tile
         return -(-height // rows), -(-width // columns)
 
+    @property
+    def segment_bytes(self) -> int:
+        """Bytes of a decoded tile."""
+        page = self.keyframe
+        samples = int(page.samplesperpixel) if page.planarconfig == 1 else 1
+        return self.tile[0] * self.tile[1] * samples * (int(page.bitspersample) + 7) // 8
+
+    def lacks(self) -> str | None:
+        """What keeps its pixels from being read, in words: no size, fewer tiles than it needs; None where nothing does."""
+        page = self.keyframe
+        sizes = (*self.shape, *self.tile, int(page.samplesperpixel))
+        if min(sizes) < 1:
+            return f"{sizes[1]} x {sizes[0]} pixels in tiles of {sizes[3]} x {sizes[2]} with {sizes[4]} samples cannot be"
+        planes = sizes[4] if page.planarconfig == 2 else 1
+        needed = self.tiles[0] * self.tiles[1] * planes
+        for held in (p for p in self.pages if p is not None):
+            listed = min(len(held.dataoffsets), len(held.databytecounts))
+            if listed < needed:
+                return f"{sizes[1]} x {sizes[0]} pixels need {needed} tiles or strips, it lists {listed}"
+        return None
+
 
 def levels_of(tiff: Any, plane: int) -> list[Level]:
     """The levels of the first image, finest first; also where they are series of their own, marked as reduced."""
@@ -226,6 +250,8 @@ class TiffSlide(Slide):
             raise problem(path, "is a TIFF whose pages are missing", "copy all files of the image")
         page = self._levels[0].keyframe
         self._check(path)
+        # a level that is damaged is not needed where a finer one is whole
+        self._levels = [self._levels[0], *(level for level in self._levels[1:] if level.lacks() is None)]
         names = self._channels()
         self._chosen = channel_indices(path, names, channel)
         self._dtype = np.dtype(series.dtype).newbyteorder("=")
@@ -284,8 +310,10 @@ class TiffSlide(Slide):
             raise problem(path, "has palette colours", "export it as RGB")
         if page.imagedepth > 1:
             raise problem(path, "is a volume, not a slide", "export one plane")
+        if (lacks := self._levels[0].lacks()) is not None:
+            raise problem(path, f"is truncated or corrupt: {lacks}", "copy it again from the scanner")
         rows, columns = self._levels[0].tile
-        if rows * columns > MAX_SEGMENT_PX:
+        if rows * columns > MAX_SEGMENT_PX or self._levels[0].segment_bytes > MAX_SEGMENT_BYTES:
             what = f"is stored as strips of {columns} x {rows} pixels, too much to decode at once"
             raise problem(path, what, "convert it to a tiled TIFF")
 
@@ -306,14 +334,14 @@ class TiffSlide(Slide):
         missing = 0
         for page in (p for p in self._levels[0].pages if p is not None):
             size = page.parent.filehandle.size
-            ends = np.asarray(page.dataoffsets, np.int64) + np.asarray(page.databytecounts, np.int64)
-            missing += int((ends > size).sum())
+            # damaged numbers exceed 64 bits
+            missing += sum(at + length > size for at, length in zip(page.dataoffsets, page.databytecounts, strict=False))
         return missing
 
     def read_associated(self, name: str) -> Pixels:
         """Pixels (y, x[, c]) of one of the images named in ``info.dropped``. Raises ``KeyError`` for another name."""
-        pixels: Pixels = self._others()[name].asarray()
-        return pixels
+        series = self._others()[name]
+        return read_image(self.info.path, name, series.asarray)
 
     def read_region(self, y: int, x: int, height: int, width: int, level: int = 0) -> Pixels:
         """Pixels (height, width, c) of a box inside a level."""
@@ -424,6 +452,9 @@ class TiffSlide(Slide):
         if colours is not None and out is not None:
             decoded: Pixels = self._jpeg(data, tables=page.jpegtables, colorspace=colours[0], outcolorspace=colours[1], out=out)
             return decoded
+        claimed = coded_size(data) if int(keyframe.compression) not in (1, 7) else None
+        if claimed is not None and (claimed[0] > self._levels[level].tile[0] or claimed[1] > self._levels[level].tile[1]):
+            raise ValueError(f"the tile holds a picture of {claimed[1]} x {claimed[0]} pixels")
         found, _, shape = keyframe.decode(data, index, jpegtables=page.jpegtables, jpegheader=keyframe.jpegheader)
         if found is None:
             raise ValueError("an empty tile")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from histomri.io.slides import dicom
-from histomri.io.slides.base import RGB, Pixels, Slide, SlideInfo, channel_indices, problem
+from histomri.io.slides.base import RGB, Pixels, Slide, SlideInfo, channel_indices, problem, read_image
 
 RETRY_TILE_PX = 256
 
@@ -97,7 +97,9 @@ class VendorSlide(Slide):
 
     def read_associated(self, name: str) -> Pixels:
         """Pixels (y, x, 3) of one of the images named in ``info.dropped``. Raises ``KeyError`` for another name."""
-        return np.asarray(self._slide.associated_images[name].convert("RGB"))
+        if name not in self._slide.associated_images:
+            raise KeyError(name)
+        return read_image(self._path, name, lambda: np.asarray(self._slide.associated_images[name].convert("RGB")))
 
     def read_region(self, y: int, x: int, height: int, width: int, level: int = 0) -> Pixels:
         """Pixels (height, width, c) of a box inside a level; at level 0, what cannot be read is tried again in small tiles.
