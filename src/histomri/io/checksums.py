@@ -41,7 +41,7 @@ def decoded(path: str | Path) -> Iterator[tuple[str, Values]]:
     elif name.endswith(TRANSFORMS):
         yield from _of_transform(path)
     elif name.endswith(".npy"):
-        yield "values", np.load(path, mmap_mode="r")
+        yield "values", np.load(path, mmap_mode="r", allow_pickle=False)
     elif name.endswith(".json"):
         yield from _numbers_and_words(json.loads(path.read_text(encoding="utf-8")))
     elif name.endswith(TABLES):
