@@ -37,6 +37,9 @@ MIN_GLASS_PX = 100
 NEAR_BORDER = 0.06
 DARKEST_GLASS = 0.08
 SMALL_HOLE = 1.5
+# averages over so many pixels tell what no pixel tells. Fat of walls of 2 um has twice of each of the others (density, root mean
+# square of its texture, tint); shaded glass and specks of dirt have less than half of one or the other
+WIDE_PX, WIDE_LEVEL, WIDE_TEXTURE, WIDE_TINT = 4.0, 0.005, 0.006, 0.003
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,11 @@ def find_tissue(pixels: NDArray[Any], parameters: TissueParameters | None = None
     raw &= ~other_glass(raw & (signal < DARKEST_GLASS) & ~(textured | tinted | nets), scale)
     if density.shape[-1] == 3:
         raw = without_ink(raw, find_ink(density, raw, tinted))
-    return Tissue(clean(raw, signal, tinted, limits), background, inverted, float(np.ptp(drift.mean(axis=-1))))
+    mask = clean(raw, signal, tinted, limits)
+    sparse = sparse_tissue(density, limits) if density.shape[-1] == 3 and mask.mean() < limits.min_share else np.zeros_like(mask)
+    # what was found beside it is a crumb of it
+    mask = mask | sparse if mask.sum() < limits.min_share * sparse.sum() else mask
+    return Tissue(mask, background, inverted, float(np.ptp(drift.mean(axis=-1))))
 
 
 def nets_filled(signal: Float32, least: float, limits: TissueParameters) -> Bool:
@@ -214,6 +221,34 @@ def nets_filled(signal: Float32, least: float, limits: TissueParameters) -> Bool
     strong[0] = False
     walls = np.asarray(strong[labels], bool)
     return fill_holes(walls, limits.max_hole * float(walls.sum())) if walls.any() else walls
+
+
+def sparse_tissue(density: Float32, limits: TissueParameters) -> Bool:
+    """Tissue of which no pixel stands out, bool (y, x): nothing but fat, whose walls are much thinner than a pixel.
+
+    Averaged over some pixels it is darker than the glass at all, rougher, and all of one tint. The glass is the paler half.
+    """
+    scale = max(1.0, max(density.shape[:2]) / 300)
+    grey, wide = density.mean(axis=-1), WIDE_PX * scale
+    level, texture = blurred(grey, wide), spread(grey, wide)
+    glass = level <= np.median(level)
+    is_rough = texture > max(WIDE_TEXTURE, FAINT * float(np.median(texture[glass])))
+    rough = opened((level > WIDE_LEVEL) & is_rough, round(wide))
+    if not rough.any():
+        return rough
+    tints = np.stack([blurred(np.ascontiguousarray(density[..., c] - grey), wide) for c in range(density.shape[-1])], axis=-1)
+    own = tints[rough].mean(axis=0)
+    tint = tints @ (own / max(float(np.linalg.norm(own)), 1e-6))
+    noise = float(np.median(np.linalg.norm(tints[glass], axis=-1)))
+    found = away_from_border(opened(rough & (tint > max(WIDE_TINT, FAINT * noise)), round(wide)))
+    if not found.any():
+        return found
+    # blurring and opening moved its edge: it is where half of what is inside is left
+    edge = grown(found, round(wide)) & (level > 0.5 * float(np.median(level[found])))
+    labels, stats = pieces_of(fill_holes(edge, limits.max_hole * float(edge.sum())))
+    large = stats[:, 4] >= limits.min_share * stats[1:, 4].max()
+    large[0] = False
+    return np.asarray(large[labels], bool)
 
 
 def spread(values: Float32, sigma_px: float) -> Float32:
