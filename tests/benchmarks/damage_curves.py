@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -164,14 +163,13 @@ def run(work: Path, data: Path, seeds: Sequence[int], planes: Sequence[int], say
     return rows
 
 
-PANEL, LEFT, TOP, GAP = 230, 58, 70, 26
-LOW, HIGH = 0.5, 200.0
+PANEL, LEFT, TOP, GAP = 220, 58, 70, 42
+HIGH = 5.0
 
 
 def place(panel: int, share: float, px: float) -> tuple[float, float]:
-    """A point of a curve in the picture; errors on a logarithmic scale."""
-    height = math.log(min(max(px, LOW), HIGH) / LOW) / math.log(HIGH / LOW)
-    return LEFT + panel * (PANEL + GAP) + PANEL * share / 0.4, TOP + PANEL * (1 - height)
+    """A point of a curve in the picture; what is beyond it lies on its rim."""
+    return LEFT + panel * (PANEL + GAP) + PANEL * share / 0.4, TOP + PANEL * (1 - min(px, HIGH) / HIGH)
 
 
 def curve(rows: Sequence[Mapping[str, Any]], kind: str, way: str, figure: str) -> list[tuple[float, float]]:
@@ -185,13 +183,13 @@ def picture(rows: Sequence[Mapping[str, Any]]) -> str:
     """Three panels, one for each kind."""
     body = []
     for panel, kind in enumerate(KINDS):
-        (x0, y1), (x1, y0) = place(panel, 0, HIGH), place(panel, 0.4, LOW)
+        (x0, y1), (x1, y0) = place(panel, 0, HIGH), place(panel, 0.4, 0)
         body.append(f'<rect x="{x0}" y="{y1}" width="{PANEL}" height="{PANEL}" fill="none" stroke="#888"/>')
         body.append(f'<text x="{(x0 + x1) / 2}" y="{y0 + 38}" text-anchor="middle">share of sections {kind}</text>')
         body += [
             f'<text x="{place(panel, s, 1)[0]:.0f}" y="{y0 + 18}" text-anchor="middle">{s:.0%}</text>' for s in (0, 0.2, 0.4)
         ]
-        for px in (1, 10, 100):
+        for px in range(1, 5):
             y = place(panel, 0, px)[1]
             body.append(f'<path d="M{x0} {y:.1f}H{x1}" stroke="#ccc" stroke-dasharray="4 4"/>')
             if panel == 0:
