@@ -189,7 +189,8 @@ def test_a_job_on_a_node_that_is_lost_is_done_again(slurm: Any, cluster_runs: An
         stop(run)
     outcome = cluster_runs.outcome(status, log)
     assert status == 0, outcome.text
-    assert f"SLURM-job '{lost}' failed due to a node failure" in outcome.text
+    assert "Trying to restart job" in outcome.text
+    assert "COMPLETED" in {state for state, _ in slurm.jobs().values()}
     same(fresh, ingested)
     slurm.figures["jobs lost with their node, done again"] = 1
 
@@ -238,4 +239,5 @@ def same(study: Path, undisturbed: Path) -> None:
     assert manifests[0]["content_sha256"] == manifests[1]["content_sha256"]
     assert content_sha256(study / "out" / "sections" / "s001.ome.zarr") == manifests[0]["content_sha256"]
     assert not list((study / "out").rglob("*.partial"))
-    assert (study / "out" / RECORD).exists() is False or json.loads((study / "out" / RECORD).read_text())["runs"]
+    # a run that ended well has left no job to look for
+    assert not (study / "out" / RECORD).exists()
