@@ -37,3 +37,8 @@ rule all:
     default_target: True
     input:
         results(),
+
+
+onsuccess:
+    # all its jobs have ended
+    forget_runs(STUDY.output)

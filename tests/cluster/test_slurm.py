@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 
 from histomri.io.cluster import RECORD
 from histomri.io.lock import TOKEN, TOKEN_VARIABLE
@@ -23,16 +25,16 @@ from histomri.stages.demand import AROUND_MB
 
 pytestmark = pytest.mark.cluster
 
-RUN_TIMEOUT_S = 800
+RUN_TIMEOUT_S = 1500
 ONE = "ingest/s001/manifest.json"
-# files that say when, how long or how, and not what; a NIfTI is compressed anew
+# files that say when, how long or how, and not what
 OTHERWISE = ("provenance.json", "report/", "benchmarks/", "logs/", ".")
 
 
 def kill_alone(process: subprocess.Popen[bytes], how: int = signal.SIGKILL) -> int:
     """Send a signal to the workflow's own process, and to no other."""
     os.kill(process.pid, how)
-    return process.wait(60)
+    return process.wait(120)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -43,12 +45,23 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def results(study: Path) -> dict[str, str]:
-    """The content of every store and of every file of a run that holds results."""
+    """The content of every store, transform and other file of a run that holds results."""
     out = study / "out"
     stores = {p.relative_to(out).as_posix(): content_sha256(p) for p in out.rglob("*.ome.zarr") if p.is_dir()}
-    files = [p for p in out.rglob("*") if p.is_file() and ".ome.zarr/" not in p.as_posix()]
+    files = [p for p in out.rglob("*") if p.is_file() and ".ome.zarr/" not in p.as_posix() and not p.name.startswith(".")]
     names = {p.relative_to(out).as_posix(): p for p in files}
-    return stores | {n: digest_of(p.read_bytes()) for n, p in names.items() if not n.startswith(OTHERWISE)}
+    return stores | {n: decoded(p) for n, p in names.items() if not n.startswith(OTHERWISE)}
+
+
+def decoded(file: Path) -> str:
+    """The digest of a file; of a transform in HDF5, which holds the time of its writing, that of its numbers."""
+    if file.suffix != ".h5":
+        return digest_of(file.read_bytes())
+    transform = sitk.CompositeTransform(sitk.ReadTransform(str(file)))
+    transform.FlattenTransform()
+    parts = [transform.GetNthTransform(i) for i in range(transform.GetNumberOfTransforms())]
+    numbers = [np.asarray(values) for part in parts for values in (part.GetFixedParameters(), part.GetParameters())]
+    return digest_of(b"".join(n.tobytes() for n in numbers))
 
 
 # ---------------------------------------------------------------- killed, started again, to the same bits
@@ -134,16 +147,20 @@ def test_a_job_of_a_killed_run_that_begins_late_touches_nothing(story: Story, sl
 
 
 def test_every_job_was_granted_more_memory_than_it_took(story: Story, slurm: Any):
-    """The figures of the rules against the benchmarks that the same run wrote; a job of Snakemake's own stands around each."""
-    shares = {}
-    for file in (story.study / "out" / "benchmarks").rglob("*.tsv"):
-        header, values = (line.split("\t") for line in file.read_text().splitlines())
-        shares[file.stem] = float(dict(zip(header, values, strict=True))["max_rss"])
-    assert len(shares) >= 15
-    granted = [int(mb) for mb in re.findall(r"rule \w+:\n(?:.*\n)*?.*resources: .*?mem_mb=(\d+)", story.second.text)]
-    assert min(granted) - AROUND_MB > max(shares.values())
-    slurm.figures["largest job, MB at its peak"] = max(shares.values())
-    slurm.figures["smallest grant, MB"] = min(granted)
+    """The figures of the rules against the benchmarks of the same jobs; what Snakemake takes around them is taken off."""
+    granted = dict(re.findall(r"benchmark: (\S+)\n(?: .*\n)*?.*resources: .*?mem_mb=(\d+)", story.second.text))
+    taken = {file: peak_mb(story.study / "out" / file) for file in granted}
+    assert len(taken) >= 15
+    assert {f: (mb, granted[f]) for f, mb in taken.items() if mb > int(granted[f]) - AROUND_MB} == {}
+    nearest = max(taken, key=lambda f: taken[f] / (int(granted[f]) - AROUND_MB))
+    share = taken[nearest] / (int(granted[nearest]) - AROUND_MB)
+    slurm.figures["jobs whose memory stayed below what was asked for"] = f"{len(taken)}; nearest {nearest}: {share:.0%}"
+
+
+def peak_mb(benchmark: Path) -> float:
+    """The most memory that a job took, from its benchmark."""
+    header, values = (line.split("\t") for line in benchmark.read_text().splitlines())
+    return float(dict(zip(header, values, strict=True))["max_rss"])
 
 
 # ---------------------------------------------------------------- what happens to single jobs
@@ -172,7 +189,8 @@ def test_a_job_on_a_node_that_is_lost_is_done_again(slurm: Any, cluster_runs: An
         stop(run)
     outcome = cluster_runs.outcome(status, log)
     assert status == 0, outcome.text
-    assert f"SLURM-job '{lost}' failed due to a node failure" in outcome.text
+    assert "Trying to restart job" in outcome.text
+    assert "COMPLETED" in {state for state, _ in slurm.jobs().values()}
     same(fresh, ingested)
     slurm.figures["jobs lost with their node, done again"] = 1
 
@@ -195,18 +213,24 @@ def test_a_job_killed_for_its_memory_is_tried_with_more(
     slurm.figures["tries of a job killed for its memory, MB granted"] = granted
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_a_cancelled_run_takes_its_jobs_with_it(how: int, slurm: Any, cluster_runs: Any, fresh: Path, tmp_path: Path):
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING"])
+def test_a_cancelled_run_takes_its_jobs_with_it(state: str, slurm: Any, cluster_runs: Any, fresh: Path, tmp_path: Path):
+    """Ctrl-C while its job waits, SIGTERM (a login node that goes down) while it works."""
+    if state == "PENDING":
+        slurm.node(state="drain", reason="test")
     run = cluster_runs.start(fresh / "config.yaml", tmp_path / "run.log", ONE)
     try:
-        slurm.wait_for(lambda: "RUNNING" in {s for s, _ in slurm.active().values()}, "job at work", run)
-        status = kill_alone(run, how)
-        slurm.wait_for(lambda: not slurm.active(), "end of the jobs", patience_s=20)
+        slurm.wait_for(lambda: state in {s for s, _ in slurm.active().values()}, "job in that state", run)
+        # Snakemake learns a job's number a moment after the cluster does
+        slurm.wait_for(lambda: "has been submitted with SLURM jobid" in (tmp_path / "run.log").read_text(), "submission", run)
+        time.sleep(1)
+        status = kill_alone(run, signal.SIGINT if state == "PENDING" else signal.SIGTERM)
+        slurm.wait_for(lambda: not slurm.active(), "end of the jobs", patience_s=60)
     finally:
         stop(run)
     assert status != 0
     assert not (fresh / "out" / "ingest" / "s001" / "manifest.json").exists()
-    slurm.figures[f"runs cancelled by {signal.Signals(how).name}, without a job left"] = 1
+    slurm.figures[f"runs cancelled with a job {state.lower()}, without a job left"] = 1
 
 
 def same(study: Path, undisturbed: Path) -> None:
@@ -215,4 +239,5 @@ def same(study: Path, undisturbed: Path) -> None:
     assert manifests[0]["content_sha256"] == manifests[1]["content_sha256"]
     assert content_sha256(study / "out" / "sections" / "s001.ome.zarr") == manifests[0]["content_sha256"]
     assert not list((study / "out").rglob("*.partial"))
-    assert (study / "out" / RECORD).exists() is False or json.loads((study / "out" / RECORD).read_text())["runs"]
+    # a run that ended well has left no job to look for
+    assert not (study / "out" / RECORD).exists()

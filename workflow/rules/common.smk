@@ -15,7 +15,7 @@ from histomri.core.errors import HistomriError, InputError, Problem
 from histomri.io.by_hand import tell_pose
 from histomri.io.config import STAGES, Study, default_config, load_study
 from histomri.io.fingerprint import code_fingerprint, file_fingerprint
-from histomri.io.cluster import record_run
+from histomri.io.cluster import forget_runs, record_run
 from histomri.io.given import given_names, study_folder
 from histomri.io.lock import hold_job
 from histomri.io.lock import hold_run as hold_run_of
