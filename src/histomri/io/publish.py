@@ -142,7 +142,7 @@ def back_from_future(folder: Path) -> list[Path]:
 
 
 def _published(folder: Path) -> list[Path]:
-    """All files and folders below a folder, but for what is inside stores, was left over, or is hidden, with all that is in it."""
+    """All files and folders below a folder, but for what lies in stores, in what was left over, and in hidden folders."""
     found: list[Path] = []
     for at, folders, files in os.walk(folder):
         found += [Path(at) / name for name in (*folders, *files)]
