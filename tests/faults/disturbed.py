@@ -159,5 +159,5 @@ def wait_until(what: Any, process: subprocess.Popen[bytes], seconds: float = PAT
         if process.poll() is not None:
             return bool(what())
         assert time.monotonic() < end, "what the test waits for did not happen"
-        time.sleep(0.01)
+        time.sleep(0.05)
     return True

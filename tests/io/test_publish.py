@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from histomri.io.atomic import write_json
-from histomri.io.publish import OvertakenError, content_sha256, whole
+from histomri.io.publish import OvertakenError, back_from_future, content_sha256, whole
 
 
 def make_store(folder: Path, text: str) -> None:
@@ -110,3 +112,18 @@ def test_json_keeps_every_bit_and_a_failed_write_keeps_the_old_file(tmp_path: Pa
     with pytest.raises(TypeError):
         write_json(path, {"x": object()})
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_results_that_a_fast_clock_dated_to_the_future_get_the_present_time(tmp_path: Path) -> None:
+    late = [tmp_path / "ingest" / "a" / "manifest.json", tmp_path / "transforms" / "b.ome.zarr" / ".snakemake_timestamp"]
+    left_alone = [tmp_path / "stack" / "order.json", tmp_path / "transforms" / "b.ome.zarr" / "zarr.json"]
+    for file in (*late, *left_alone):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    tomorrow, yesterday = time.time() + 86400, time.time() - 86400
+    for file in (*late, left_alone[1]):
+        os.utime(file, (tomorrow, tomorrow))
+    os.utime(left_alone[0], (yesterday, yesterday))
+    assert sorted(back_from_future(tmp_path)) == late
+    assert all(file.stat().st_mtime <= time.time() for file in late)
+    assert left_alone[0].stat().st_mtime == pytest.approx(yesterday) and left_alone[1].stat().st_mtime == pytest.approx(tomorrow)

@@ -4,6 +4,8 @@ import os
 import re
 import shlex
 import sys
+import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,7 +18,7 @@ from histomri.io.by_hand import tell_pose
 from histomri.io.config import STAGES, Study, default_config, load_study
 from histomri.io.fingerprint import code_fingerprint, file_fingerprint
 from histomri.io.cluster import forget_runs, record_run
-from histomri.io.given import given_names, study_folder
+from histomri.io.given import given_files, given_names, study_folder
 from histomri.io.lock import hold_job
 from histomri.io.lock import hold_run as hold_run_of
 from histomri.io.placements import fields_file
@@ -37,6 +39,8 @@ SLIDE_COLUMNS = {"file": None, "blockface": None, "channel": None, "pixel_size_m
 HAND_COLUMNS = {"transform": None, "transform_from": None, "lock": None}
 # what ingest does not read
 PLACE_COLUMNS = {"position_mm": 0.0, "block": "block", "thickness_mm": None, "status": "ok", "flip": "auto", "rotation_deg": None}
+# between the clocks of two machines, at most
+FUTURE_S = 60
 HAND_FILES = ("transform", "lock")
 # the keys that the report's methods paragraph names; all of them change results
 NAMED_IN_METHODS = [("stack", key) for key in ("reach", "search_px", "fine_px", "alpha")]
@@ -92,6 +96,7 @@ def check_files(study):
         for f in (b.mri, b.mri_mask)
         if f and not f.is_file()
     ]
+    problems += future_problems(study)
     for what in grid_problems(study.stage("resample")["grids"]):
         problems.append(Problem("config, key resample.grids", what, "give each grid a name of its own"))
     for stain, what, remedy in stain_problems(study.stage("ingest")["stains"]):
@@ -101,6 +106,14 @@ def check_files(study):
     problems += order_problems(study)
     if problems:
         raise InputError(*problems)
+
+
+def future_problems(study):
+    """The user's files that are dated to the future: Snakemake takes every result for older than them."""
+    soon = time.time() + FUTURE_S
+    late = [f for f in given_files(study) if f.exists() and f.stat().st_mtime > soon]
+    what = "its time lies in the future, so that no result could be newer"
+    return [Problem(str(f), what, "correct the clock, or give the file the present time (touch)") for f in late]
 
 
 def order_problems(study):

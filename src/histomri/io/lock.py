@@ -24,7 +24,7 @@ from typing import IO
 
 from histomri.core.errors import InputError, Problem
 from histomri.io.cluster import end_left_over
-from histomri.io.publish import remove_leftovers
+from histomri.io.publish import back_from_future, remove_leftovers
 
 RUN_LOCK = ".histomri.lock"
 JOBS_LOCK = ".histomri.jobs.lock"
@@ -60,6 +60,7 @@ def hold_run(folder: Path) -> None:
     _wait_for_jobs(folder)
     # nobody is at work now
     remove_leftovers(folder)
+    back_from_future(folder)
 
 
 def hold_job(folder: Path) -> None:

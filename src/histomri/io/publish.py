@@ -8,6 +8,7 @@ import re
 import secrets
 import shutil
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -121,13 +122,31 @@ def _remove_left_over(path: Path) -> None:
 
 def remove_leftovers(folder: Path) -> list[Path]:
     """Remove what killed writers left half written below a folder, in which nobody is at work; returns what was removed."""
-    found: list[Path] = []
-    for at, folders, files in os.walk(folder):
-        found += [Path(at) / name for name in (*folders, *files) if LEFT_OVER.fullmatch(name)]
-        # what is inside a store was published with it
-        folders[:] = [name for name in folders if not (name.endswith(STORE) or name.startswith(".") or LEFT_OVER.fullmatch(name))]
+    found = [path for path in _published(folder) if LEFT_OVER.fullmatch(path.name)]
     for path in found:
         remove(path)
+    return found
+
+
+def back_from_future(folder: Path) -> list[Path]:
+    """Give files and stores below a folder that a clock which ran ahead dated to the future the present time; which they were.
+
+    Snakemake fails every job whose input is newer than the output that it just wrote, until the clock has caught up.
+    """
+    marked = [path / NOT_CONTENT[0] if path.is_dir() else path for path in _published(folder)]
+    now = time.time()
+    found = [path for path in marked if path.is_file() and path.stat().st_mtime > now]
+    for path in found:
+        os.utime(path, (now, now))
+    return found
+
+
+def _published(folder: Path) -> list[Path]:
+    """All files and folders below a folder, but for what lies in stores, in what was left over, and in hidden folders."""
+    found: list[Path] = []
+    for at, folders, files in os.walk(folder):
+        found += [Path(at) / name for name in (*folders, *files)]
+        folders[:] = [name for name in folders if not (name.endswith(STORE) or name.startswith(".") or LEFT_OVER.fullmatch(name))]
     return found
 
 
