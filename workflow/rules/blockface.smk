@@ -11,7 +11,7 @@ rule blockface_volume:
         sections=lambda w: photographed(w.block),
         block=lambda w: block_for_blockface(w.block),
         photographs=lambda w: [content(s["blockface"]) for s in photographed(w.block)],
-        settings=lambda w: settings("blockface"),
+        settings=only("blockface", "align_px", "max_motion_mm", "even_light", "surface_threshold", "chunk_px", "codec"),
         code=code("blockface", "blockface_volume"),
     log:
         "logs/blockface/{block}/volume.log",
@@ -37,7 +37,7 @@ rule blockface_place:
     params:
         sections=lambda w: rows(w.block),
         manifest_sections=lambda w: manifest_sections(w.block),
-        settings=lambda w: settings("blockface"),
+        settings=only("blockface", "search_px", "fine_px", "min_score", "deformable", "stiffness"),
         code=code("blockface", "blockface_place"),
     log:
         "logs/blockface/{block}/place.log",

@@ -359,8 +359,10 @@ def grids(block_id):
 
 
 def resample_settings(grid):
-    """The settings of the stage with this grid alone, so that another grid's change leaves this one's volumes."""
-    return {**settings("resample", "max_memory_mb", "max_job_mvox"), "grids": [grid_entry(STUDY.stage("resample")["grids"], grid)]}
+    """The settings that this grid's volumes depend on, with it alone, so that another grid's change leaves them."""
+    entry = grid_entry(STUDY.stage("resample")["grids"], grid)
+    unused = ("chunk_px", "block_spacing_mm") if entry == "sections" else ("plane_chunk_px",)
+    return {**settings("resample", "max_memory_mb", "max_job_mvox", *unused), "grids": [entry]}
 
 
 def volume_keys():
