@@ -103,6 +103,7 @@ KEYS: dict[str, tuple[Any, set[str]]] = {
     "resample.plane_chunk_px": (512, RESAMPLE),
     "resample.codec": ("none", RESAMPLE),
     "resample.max_memory_mb": (3000, NOTHING),
+    "resample.max_job_mvox": (8000, NOTHING),
     "resample.max_nifti_mb": (3000, RESAMPLE),
     "evaluate.outlier_z": (5.0, EVALUATE),
     "evaluate.peer_window": (7, EVALUATE),
@@ -121,6 +122,12 @@ KEYS: dict[str, tuple[Any, set[str]]] = {
     "evaluate.report_pixels": (300, REPORT),
     "evaluate.report_max_mb": (20.0, REPORT),
 }
+# the report's methods paragraph names them
+for _key in (
+    "stack.reach", "stack.search_px", "stack.fine_px", "stack.alpha", "mri.rotations", "mri.candidates", "mri.work_px",
+    "mri.neighbours", "mri.affine_sweeps", "mri.deformable_sweeps", "mri.mri_weight",
+):  # fmt: skip
+    KEYS[_key] = KEYS[_key][0], KEYS[_key][1] | REPORT
 # what moves the whole study is no setting of a job: a study that moved is tested in test_reruns.py
 NOT_A_SETTING = {"output"}
 ROWS = {"blockface_place", "stack_order", "stack_solve", "stack_deform", "mri_pose", "mri_refine", "mri_verify", "mri_transforms"}
