@@ -27,7 +27,7 @@ Float = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Found:
-    """One section: in-plane turn against the truth, whether its face is right, its median and mean error in the MRI, and its flags."""
+    """One section: in-plane turn against the truth, whether its face is right, its error in the MRI, and its flags."""
 
     section: str
     bad: str | None
