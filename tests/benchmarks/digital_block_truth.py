@@ -27,7 +27,7 @@ Float = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Found:
-    """One section: in-plane turn against the truth, whether its face is right, its median error in the MRI, and its flags."""
+    """One section: in-plane turn against the truth, whether its face is right, its error in the MRI, and its flags."""
 
     section: str
     bad: str | None
@@ -37,6 +37,7 @@ class Found:
     turn_deg: float = np.nan
     face_right: bool = False
     error_mm: float = np.nan
+    mean_mm: float = np.nan
     plane_mm: float = np.nan
 
 
@@ -67,6 +68,7 @@ def compare(graph: SpaceGraph, truth: Truth, section: SectionTruth, row: dict[st
         turn_deg=float(turn),
         face_right=bool(np.linalg.det(linear) > 0),
         error_mm=float(np.median(error)),
+        mean_mm=float(error.mean()),
         plane_mm=float(np.median(found[:, 0] - true[:, 0])),
     )
 
@@ -85,6 +87,10 @@ def summary(found: list[Found], metrics: dict[str, Any]) -> dict[str, Any]:
     placed, mirrored = [f for f in found if f.placed], [f for f in found if f.mirrored]
     return {
         "tre_mm": metrics["tre_mm"],
+        "mean_mm": {
+            "all": float(np.mean([f.mean_mm for f in placed])),
+            "good": float(np.mean([f.mean_mm for f in placed if not f.bad])),
+        },
         "wrong_turn": [f.section for f in placed if abs(f.turn_deg) > 10],
         "wrong_face": [f.section for f in placed if not f.face_right],
         "not_placed": [f.section for f in found if not f.placed and f.bad != "lost"],
