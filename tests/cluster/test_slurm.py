@@ -215,7 +215,7 @@ def test_a_job_killed_for_its_memory_is_tried_with_more(
 
 @pytest.mark.parametrize("state", ["PENDING", "RUNNING"])
 def test_a_cancelled_run_takes_its_jobs_with_it(state: str, slurm: Any, cluster_runs: Any, fresh: Path, tmp_path: Path):
-    """Ctrl-C while its job waits, SIGTERM (a login node that goes down) while it works."""
+    """Ctrl-C while its job waits; SIGTERM (a login node that goes down) while it works, upon which Snakemake lets it end."""
     if state == "PENDING":
         slurm.node(state="drain", reason="test")
     run = cluster_runs.start(fresh / "config.yaml", tmp_path / "run.log", ONE)
@@ -229,7 +229,11 @@ def test_a_cancelled_run_takes_its_jobs_with_it(state: str, slurm: Any, cluster_
     finally:
         stop(run)
     assert status != 0
-    assert not (fresh / "out" / "ingest" / "s001" / "manifest.json").exists()
+    manifest, store = fresh / "out" / ONE, fresh / "out" / "sections" / "s001.ome.zarr"
+    assert state == "RUNNING" or not manifest.exists()
+    # what is there is whole
+    assert not manifest.exists() or json.loads(manifest.read_text())["content_sha256"] == content_sha256(store)
+    assert not list((fresh / "out").rglob("*.partial"))
     slurm.figures[f"runs cancelled with a job {state.lower()}, without a job left"] = 1
 
 
