@@ -198,8 +198,8 @@ def test_a_job_on_a_node_that_is_lost_is_done_again(slurm: Any, cluster_runs: An
 def test_a_job_killed_for_its_memory_is_tried_with_more(
     slurm: Any, cluster_runs: Any, fresh: Path, ingested: Path, tmp_path: Path
 ):
-    """The cluster kills what takes more than it asked for: at first too little, then half as much again, as the rules do."""
-    less = "ingest_section:mem_mb=int(170*1.5**(attempt-1))"
+    """The cluster kills what takes more than it asked for: Snakemake alone takes 200 MB, and twice that as it forks."""
+    less = "ingest_section:mem_mb=int(180*2.25**(attempt-1))"
     before = set(slurm.jobs())
     outcome = cluster_runs.run(fresh / "config.yaml", tmp_path / "run.log", ONE, "--set-resources", less)
     states = [state for i, (state, _) in sorted(slurm.jobs().items(), key=lambda j: int(j[0])) if i not in before]
@@ -208,14 +208,14 @@ def test_a_job_killed_for_its_memory_is_tried_with_more(
     assert states[0] in ("OUT_OF_MEMORY", "FAILED")
     assert states[-1] == "COMPLETED"
     granted = [int(m) for m in re.findall(r"resources: .*?mem_mb=(\d+)", outcome.text)]
-    assert granted == [170, 255, 382][: len(states)]
+    assert granted == [180, 405, 911][: len(states)]
     same(fresh, ingested)
     slurm.figures["tries of a job killed for its memory, MB granted"] = granted
 
 
 @pytest.mark.parametrize("state", ["PENDING", "RUNNING"])
 def test_a_cancelled_run_takes_its_jobs_with_it(state: str, slurm: Any, cluster_runs: Any, fresh: Path, tmp_path: Path):
-    """Ctrl-C while its job waits, SIGTERM (a login node that goes down) while it works."""
+    """Ctrl-C while its job waits; SIGTERM (a login node that goes down) while it works, upon which Snakemake lets it end."""
     if state == "PENDING":
         slurm.node(state="drain", reason="test")
     run = cluster_runs.start(fresh / "config.yaml", tmp_path / "run.log", ONE)
@@ -229,7 +229,11 @@ def test_a_cancelled_run_takes_its_jobs_with_it(state: str, slurm: Any, cluster_
     finally:
         stop(run)
     assert status != 0
-    assert not (fresh / "out" / "ingest" / "s001" / "manifest.json").exists()
+    manifest, store = fresh / "out" / ONE, fresh / "out" / "sections" / "s001.ome.zarr"
+    assert state == "RUNNING" or not manifest.exists()
+    # what is there is whole
+    assert not manifest.exists() or json.loads(manifest.read_text())["content_sha256"] == content_sha256(store)
+    assert not list((fresh / "out").rglob("*.partial"))
     slurm.figures[f"runs cancelled with a job {state.lower()}, without a job left"] = 1
 
 

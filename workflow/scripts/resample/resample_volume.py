@@ -10,7 +10,7 @@ with job(snakemake):
     from histomri.stages.resample import ResampleSettings, resample_volume
 
     # there where jobs of their own filled the store
-    working, done = snakemake.input.working, tuple(map(Path, snakemake.input.parts))
+    done = tuple(map(Path, snakemake.input.parts))
 
     resample_volume(
         tuple(map(section_from_dict, snakemake.params.sections)),
@@ -24,5 +24,5 @@ with job(snakemake):
         Path(snakemake.output.nifti),
         Path(snakemake.output.coverage),
         Path(snakemake.output.manifest),
-        Parts(Path(working[0]), done) if done else None,
+        Parts(Path(snakemake.input.working), done) if done else None,
     )
