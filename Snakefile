@@ -24,6 +24,7 @@ onstart:
     os.environ["HISTOMRI_COMMAND"] = command_line()
 
 
+include: "workflow/rules/demand.smk"
 include: "workflow/rules/ingest.smk"
 include: "workflow/rules/blockface.smk"
 include: "workflow/rules/stack.smk"
@@ -36,3 +37,8 @@ rule all:
     default_target: True
     input:
         results(),
+
+
+onsuccess:
+    # all its jobs have ended
+    forget_runs(STUDY.output)

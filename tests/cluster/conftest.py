@@ -23,8 +23,10 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("slurm-wlm", "slurm-client", "munge")
 SETTINGS = Path("/etc/slurm")
 PATIENCE_S = 200
-RUN_TIMEOUT_S = 500
+RUN_TIMEOUT_S = 1500
 CPUS = 2
+# what the tests counted, printed at the end
+FIGURES: dict[str, Any] = {}
 
 
 def _workflow_fixtures() -> Any:
@@ -124,7 +126,7 @@ class Slurm:
 
     folder: Path
     host: str
-    figures: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=lambda: FIGURES)
 
     def jobs(self) -> dict[str, tuple[str, str]]:
         """All jobs, ended ones too: id -> (state, comment)."""
@@ -187,15 +189,16 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     folder = tmp_path_factory.mktemp("slurm")
     cluster = Slurm(folder, socket.gethostname().split(".")[0])
     with ExitStack() as stack:
-        stack.callback(_print_figures, cluster.figures)
         _start_munge(stack, folder)
         _start_slurm(stack, folder)
         yield cluster
         cluster.clear()
 
 
-def _print_figures(figures: Mapping[str, Any]) -> None:
-    print("\n" + "\n".join(f"cluster: {k}: {v}" for k, v in figures.items()), file=sys.__stdout__, flush=True)
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The figures, where there was a cluster."""
+    for name, value in FIGURES.items():
+        terminalreporter.write_line(f"cluster: {name}: {value}")
 
 
 def _start_munge(stack: ExitStack, folder: Path) -> None:
@@ -247,8 +250,8 @@ class ClusterRuns:
     def __init__(self, folder: Path):
         site = {
             "default-resources": {"slurm_partition": "debug"},
-            # the node has no more
-            "max-threads": CPUS,
+            # the node has no more, for a job or a group of jobs
+            "cores": CPUS,
             # a small cluster that answers at once
             "latency-wait": 10,
         }
@@ -260,7 +263,7 @@ class ClusterRuns:
         """The command line that the README gives; of the profile only the pace of asking is another."""
         pace = ["--slurm-init-seconds-before-status-checks", "2", "--seconds-between-status-checks", "1"]
         start = [sys.executable, "-m", "histomri", "run", str(config), "--workflow-profile", "slurm"]
-        return [*start, "--profile", str(self.site), *pace, *arguments]
+        return [*start, "--profile", str(self.site), *arguments, *pace]
 
     def start(self, config: Path, log: Path, *arguments: str) -> subprocess.Popen[bytes]:
         """Start in a process group of its own, everything said going to ``log``."""

@@ -14,23 +14,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 
 from histomri.io.cluster import RECORD
 from histomri.io.lock import TOKEN, TOKEN_VARIABLE
-from histomri.io.publish import content_sha256
+from histomri.io.publish import content_sha256, digest_of
+from histomri.stages.demand import AROUND_MB
 
 pytestmark = pytest.mark.cluster
 
+RUN_TIMEOUT_S = 1500
 ONE = "ingest/s001/manifest.json"
-# files that say when, how long or how, and not what; a NIfTI is compressed anew
+# files that say when, how long or how, and not what
 OTHERWISE = ("provenance.json", "report/", "benchmarks/", "logs/", ".")
 
 
 def kill_alone(process: subprocess.Popen[bytes], how: int = signal.SIGKILL) -> int:
     """Send a signal to the workflow's own process, and to no other."""
     os.kill(process.pid, how)
-    return process.wait(60)
+    return process.wait(120)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -41,18 +45,23 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def results(study: Path) -> dict[str, str]:
-    """The content of every store and of every file of a run that holds results."""
+    """The content of every store, transform and other file of a run that holds results."""
     out = study / "out"
     stores = {p.relative_to(out).as_posix(): content_sha256(p) for p in out.rglob("*.ome.zarr") if p.is_dir()}
-    files = [p for p in out.rglob("*") if p.is_file() and ".ome.zarr/" not in p.as_posix()]
+    files = [p for p in out.rglob("*") if p.is_file() and ".ome.zarr/" not in p.as_posix() and not p.name.startswith(".")]
     names = {p.relative_to(out).as_posix(): p for p in files}
-    return stores | {n: content_sha256_of(p) for n, p in names.items() if not n.startswith(OTHERWISE)}
+    return stores | {n: decoded(p) for n, p in names.items() if not n.startswith(OTHERWISE)}
 
 
-def content_sha256_of(file: Path) -> str:
-    from histomri.io.publish import digest_of
-
-    return digest_of(file.read_bytes())
+def decoded(file: Path) -> str:
+    """The digest of a file; of a transform in HDF5, which holds the time of its writing, that of its numbers."""
+    if file.suffix != ".h5":
+        return digest_of(file.read_bytes())
+    transform = sitk.CompositeTransform(sitk.ReadTransform(str(file)))
+    transform.FlattenTransform()
+    parts = [transform.GetNthTransform(i) for i in range(transform.GetNumberOfTransforms())]
+    numbers = [np.asarray(values) for part in parts for values in (part.GetFixedParameters(), part.GetParameters())]
+    return digest_of(b"".join(n.tobytes() for n in numbers))
 
 
 # ---------------------------------------------------------------- killed, started again, to the same bits
@@ -79,10 +88,10 @@ def story(slurm: Any, tiny: Path, tmp_path_factory: pytest.TempPathFactory, make
     slurm.node(state="drain", reason="test")
     first = runs.start(config, folder / "first.log")
     try:
-        slurm.wait_for(lambda: len(slurm.active()) == 2, "two jobs in the queue", first)
-        told.left_over = set(slurm.active())
-        told.scripts = {i: slurm.script(i) for i in told.left_over}
-        slurm.hold(max(told.left_over))
+        # two groups of sections, and the photographs
+        slurm.wait_for(lambda: len(slurm.active()) == 3, "three jobs in the queue", first)
+        told.scripts = {i: slurm.script(i) for i in slurm.active()}
+        slurm.hold(max(told.scripts, key=int))
         slurm.node(state="resume")
         slurm.wait_for(lambda: list((told.study / "out" / "logs").glob("ingest/*.log")), "section at work", first)
         told.token = (told.study / "out" / TOKEN).read_text().strip()
@@ -90,10 +99,12 @@ def story(slurm: Any, tiny: Path, tmp_path_factory: pytest.TempPathFactory, make
     finally:
         stop(first)
     # nobody told the cluster
-    assert set(slurm.active()) == told.left_over
+    told.left_over = set(slurm.active())
+    assert {"RUNNING", "PENDING"} <= {state for state, _ in slurm.active().values()}
     second = runs.start(config, folder / "second.log")
     try:
-        while second.poll() is None:
+        end = time.monotonic() + RUN_TIMEOUT_S
+        while second.poll() is None and time.monotonic() < end:
             told.met.append(set(slurm.active()))
             time.sleep(0.5)
     finally:
@@ -104,10 +115,10 @@ def story(slurm: Any, tiny: Path, tmp_path_factory: pytest.TempPathFactory, make
 
 def test_a_run_that_was_killed_alone_leaves_no_job_beside_those_of_the_next(story: Story, slurm: Any):
     """Two jobs must never write one store: the queue never held jobs of both runs."""
-    assert f"Ending {len(story.left_over)} cluster jobs of an earlier, killed run" in story.second.text
+    assert re.search(r"Ending [1-3] cluster jobs of an earlier, killed run", story.second.text), story.second.text
     assert all(not (jobs & story.left_over) or jobs <= story.left_over for jobs in story.met)
     assert any(jobs - story.left_over for jobs in story.met)
-    assert {slurm.jobs()[i][0] for i in story.left_over} == {"CANCELLED"}
+    assert "CANCELLED" in {slurm.jobs()[i][0] for i in story.left_over}
     slurm.figures["jobs left by kill -9, ended before the next run submitted any"] = len(story.left_over)
 
 
@@ -126,7 +137,7 @@ def test_a_job_of_a_killed_run_that_begins_late_touches_nothing(story: Story, sl
     """As one that the cluster could not be asked for, or that waited in another's queue: the very script, begun after all."""
     before = {p: p.stat().st_mtime_ns for p in (story.study / "out").rglob("*") if ".snakemake" not in p.parts and p.is_file()}
     log = story.study / "late.log"
-    script = story.scripts[min(story.left_over)]
+    script = next(text for text in story.scripts.values() if "ingest_section" in text)
     late = slurm.submit(script, log, {TOKEN_VARIABLE: story.token}, story.study / "out")
     slurm.wait_for(lambda: late not in slurm.active(), "end of the late job")
     assert slurm.jobs()[late][0] == "FAILED"
@@ -136,13 +147,20 @@ def test_a_job_of_a_killed_run_that_begins_late_touches_nothing(story: Story, sl
 
 
 def test_every_job_was_granted_more_memory_than_it_took(story: Story, slurm: Any):
-    """The figures of the rules against the benchmarks that the same run wrote; a job of Snakemake's own stands around each."""
-    shares = {}
-    for file in (story.study / "out" / "benchmarks").rglob("*.tsv"):
-        header, values = (line.split("\t") for line in file.read_text().splitlines())
-        shares[file.stem] = float(dict(zip(header, values, strict=True))["max_rss"])
-    assert len(shares) >= 15
-    slurm.figures["largest job, MB at its peak"] = max(shares.values())
+    """The figures of the rules against the benchmarks of the same jobs; what Snakemake takes around them is taken off."""
+    granted = dict(re.findall(r"benchmark: (\S+)\n(?: .*\n)*?.*resources: .*?mem_mb=(\d+)", story.second.text))
+    taken = {file: peak_mb(story.study / "out" / file) for file in granted}
+    assert len(taken) >= 15
+    assert {f: (mb, granted[f]) for f, mb in taken.items() if mb > int(granted[f]) - AROUND_MB} == {}
+    nearest = max(taken, key=lambda f: taken[f] / (int(granted[f]) - AROUND_MB))
+    share = taken[nearest] / (int(granted[nearest]) - AROUND_MB)
+    slurm.figures["jobs whose memory stayed below what was asked for"] = f"{len(taken)}; nearest {nearest}: {share:.0%}"
+
+
+def peak_mb(benchmark: Path) -> float:
+    """The most memory that a job took, from its benchmark."""
+    header, values = (line.split("\t") for line in benchmark.read_text().splitlines())
+    return float(dict(zip(header, values, strict=True))["max_rss"])
 
 
 # ---------------------------------------------------------------- what happens to single jobs
@@ -159,7 +177,7 @@ def ingested(tiny: Path, workflow: Any, tmp_path_factory: pytest.TempPathFactory
 
 def test_a_job_on_a_node_that_is_lost_is_done_again(slurm: Any, cluster_runs: Any, fresh: Path, ingested: Path, tmp_path: Path):
     log = tmp_path / "run.log"
-    run = cluster_runs.start(fresh / "config.yaml", log, "--", ONE)
+    run = cluster_runs.start(fresh / "config.yaml", log, ONE)
     try:
         slurm.wait_for(lambda: "RUNNING" in {s for s, _ in slurm.active().values()}, "job at work", run)
         (lost,) = slurm.active()
@@ -171,7 +189,8 @@ def test_a_job_on_a_node_that_is_lost_is_done_again(slurm: Any, cluster_runs: An
         stop(run)
     outcome = cluster_runs.outcome(status, log)
     assert status == 0, outcome.text
-    assert f"SLURM-job '{lost}' failed due to a node failure" in outcome.text
+    assert "Trying to restart job" in outcome.text
+    assert "COMPLETED" in {state for state, _ in slurm.jobs().values()}
     same(fresh, ingested)
     slurm.figures["jobs lost with their node, done again"] = 1
 
@@ -179,34 +198,39 @@ def test_a_job_on_a_node_that_is_lost_is_done_again(slurm: Any, cluster_runs: An
 def test_a_job_killed_for_its_memory_is_tried_with_more(
     slurm: Any, cluster_runs: Any, fresh: Path, ingested: Path, tmp_path: Path
 ):
-    """The cluster enforces what was asked for; the third try asks for 2.25 times the first, as the rules do."""
-    less = "ingest_section:mem_mb=int(140*1.5**(attempt-1))"
+    """The cluster kills what takes more than it asked for: at first too little, then half as much again, as the rules do."""
+    less = "ingest_section:mem_mb=int(170*1.5**(attempt-1))"
     before = set(slurm.jobs())
-    outcome = cluster_runs.run(fresh / "config.yaml", tmp_path / "run.log", "--set-resources", less, "--", ONE)
-    jobs = {i: j for i, j in slurm.jobs().items() if i not in before}
-    states = [jobs[i][0] for i in sorted(jobs, key=int)]
-    print(outcome.text, states)
+    outcome = cluster_runs.run(fresh / "config.yaml", tmp_path / "run.log", ONE, "--set-resources", less)
+    states = [state for i, (state, _) in sorted(slurm.jobs().items(), key=lambda j: int(j[0])) if i not in before]
     assert outcome.status == 0, outcome.text
-    assert states[0] == "OUT_OF_MEMORY"
+    assert re.search(r"StepId=\d+.* exceeded memory limit .*being killed", outcome.text)
+    assert states[0] in ("OUT_OF_MEMORY", "FAILED")
     assert states[-1] == "COMPLETED"
     granted = [int(m) for m in re.findall(r"resources: .*?mem_mb=(\d+)", outcome.text)]
-    assert granted[0] < granted[-1]
+    assert granted == [170, 255, 382][: len(states)]
     same(fresh, ingested)
     slurm.figures["tries of a job killed for its memory, MB granted"] = granted
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_a_cancelled_run_takes_its_jobs_with_it(how: int, slurm: Any, cluster_runs: Any, fresh: Path, tmp_path: Path):
-    run = cluster_runs.start(fresh / "config.yaml", tmp_path / "run.log", "--", ONE)
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING"])
+def test_a_cancelled_run_takes_its_jobs_with_it(state: str, slurm: Any, cluster_runs: Any, fresh: Path, tmp_path: Path):
+    """Ctrl-C while its job waits, SIGTERM (a login node that goes down) while it works."""
+    if state == "PENDING":
+        slurm.node(state="drain", reason="test")
+    run = cluster_runs.start(fresh / "config.yaml", tmp_path / "run.log", ONE)
     try:
-        slurm.wait_for(lambda: "RUNNING" in {s for s, _ in slurm.active().values()}, "job at work", run)
-        status = kill_alone(run, how)
-        slurm.wait_for(lambda: not slurm.active(), "end of the jobs", patience_s=20)
+        slurm.wait_for(lambda: state in {s for s, _ in slurm.active().values()}, "job in that state", run)
+        # Snakemake learns a job's number a moment after the cluster does
+        slurm.wait_for(lambda: "has been submitted with SLURM jobid" in (tmp_path / "run.log").read_text(), "submission", run)
+        time.sleep(1)
+        status = kill_alone(run, signal.SIGINT if state == "PENDING" else signal.SIGTERM)
+        slurm.wait_for(lambda: not slurm.active(), "end of the jobs", patience_s=60)
     finally:
         stop(run)
     assert status != 0
     assert not (fresh / "out" / "ingest" / "s001" / "manifest.json").exists()
-    slurm.figures[f"runs cancelled by {signal.Signals(how).name}, without a job left"] = 1
+    slurm.figures[f"runs cancelled with a job {state.lower()}, without a job left"] = 1
 
 
 def same(study: Path, undisturbed: Path) -> None:
@@ -215,4 +239,5 @@ def same(study: Path, undisturbed: Path) -> None:
     assert manifests[0]["content_sha256"] == manifests[1]["content_sha256"]
     assert content_sha256(study / "out" / "sections" / "s001.ome.zarr") == manifests[0]["content_sha256"]
     assert not list((study / "out").rglob("*.partial"))
-    assert (study / "out" / RECORD).exists() is False or json.loads((study / "out" / RECORD).read_text())["runs"]
+    # a run that ended well has left no job to look for
+    assert not (study / "out" / RECORD).exists()

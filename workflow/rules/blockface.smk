@@ -19,8 +19,8 @@ rule blockface_volume:
         "benchmarks/blockface/{block}/volume.tsv"
     threads: 8
     resources:
-        mem_mb=lambda w, attempt: grown(attempt, 2000, 20, len(photographed(w.block))),
-        runtime=lambda w: 60 + len(photographed(w.block)),
+        mem_mb=lambda w, attempt: memory_mb("blockface_volume", photographs_size(w.block), photograph_kept_mb(w.block), attempt=attempt),
+        runtime=lambda w, attempt: minutes("blockface_volume", photographs_size(w.block), attempt),
     conda:
         "../../envs/histomri.yaml"
     script:
@@ -45,8 +45,8 @@ rule blockface_place:
         "benchmarks/blockface/{block}/place.tsv"
     threads: 8
     resources:
-        mem_mb=lambda w, attempt: grown(attempt, 3000, 5, len(manifests(w.block))),
-        runtime=lambda w: 60 + 2 * len(manifests(w.block)),
+        mem_mb=lambda w, attempt: memory_mb("blockface_place", block_size(w.block), attempt=attempt),
+        runtime=lambda w, attempt: minutes("blockface_place", block_size(w.block), attempt),
     conda:
         "../../envs/histomri.yaml"
     script:

@@ -5,10 +5,8 @@ import re
 import shlex
 import sys
 import time
-from contextlib import suppress
 from dataclasses import replace
 from functools import cache
-from math import ceil, prod
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -18,7 +16,7 @@ from histomri.core.errors import HistomriError, InputError, Problem
 from histomri.io.by_hand import tell_pose
 from histomri.io.config import STAGES, Study, default_config, load_study
 from histomri.io.fingerprint import code_fingerprint, file_fingerprint
-from histomri.io.cluster import record_run
+from histomri.io.cluster import forget_runs, record_run
 from histomri.io.given import given_files, given_names, study_folder
 from histomri.io.lock import hold_job
 from histomri.io.lock import hold_run as hold_run_of
@@ -43,9 +41,6 @@ PLACE_COLUMNS = {"position_mm": 0.0, "block": "block", "thickness_mm": None, "st
 # between the clocks of two machines, at most
 FUTURE_S = 60
 HAND_FILES = ("transform", "lock")
-# how much larger a slide's pixels are than its file, about; and how many times fewer voxels the block's own grid has than the sections'
-COMPRESSED = 12
-COARSER = 16
 # the keys that the report's methods paragraph names; all of them change results
 NAMED_IN_METHODS = [("stack", key) for key in ("reach", "search_px", "fine_px", "alpha")]
 NAMED_IN_METHODS += [
@@ -367,41 +362,6 @@ def resample_settings(grid):
     return {**settings("resample", "max_memory_mb", "max_job_mvox"), "grids": [grid_entry(STUDY.stage("resample")["grids"], grid)]}
 
 
-def resample_parts(block_id, stain, grid):
-    """How many jobs fill a volume: by its size as far as it is known beforehand. The result is the same for any number."""
-    mvox = expected_mvox(block_id, stain, grid)
-    return max(1, ceil(mvox / STUDY.stage("resample")["max_job_mvox"]))
-
-
-@cache
-def expected_mvox(block_id, stain, grid):
-    """Millions of voxels that a volume will have: of the MRI's grid exactly, of the sections' own as many as their files may hold."""
-    entry = grid_entry(STUDY.stage("resample")["grids"], grid)
-    if entry != "sections" and STUDY.has_mri(block_id):
-        # not at the top: it loads nibabel, and most jobs plan nothing
-        from histomri.io.nifti import read_geometry
-
-        # one that cannot be read fails in its own job, which says why
-        with suppress(HistomriError):
-            mri = read_geometry(STUDY.output / mri_files(block_id)[0])[0]
-            return prod((mri if isinstance(entry, str) else mri.with_spacing(entry["spacing_mm"])).shape) / 1e6
-    files = [s.file for s in STACKS[block_id].used if s.stain == stain and s.file.is_file()]
-    pixels_mb = sum(f.stat().st_size for f in files) * COMPRESSED / 3e6
-    # a block's own grid has a quarter of the sections' spacing in plane unless the config says otherwise: far fewer voxels
-    return pixels_mb if entry == "sections" else pixels_mb / COARSER
-
-
-def working_store(w):
-    """Where several jobs fill a store."""
-    return f"volumes/{w.block}/{w.stain}_in_{w.grid}.filling"
-
-
-def parts_done(w):
-    """What each of those jobs leaves when it is done."""
-    parts = range(resample_parts(w.block, w.stain, w.grid))
-    return [f"volumes/{w.block}/{w.stain}_in_{w.grid}.part{n}.json" for n in parts]
-
-
 def volume_keys():
     """Block, stain and grid of every volume that is asked for."""
     return [[b, stain, grid] for b in BLOCKS for stain in STUDY.stains(b) for grid in grids(b)]
@@ -455,14 +415,6 @@ def results():
         "report/sections.html",
         "provenance.json",
     ]
-
-
-# ---------------------------------------------------------------- resources
-
-
-def grown(attempt, base, per_item=0, items=0):
-    """Memory of a job in MB, half as much again at every retry."""
-    return int((base + per_item * items) * 1.5 ** (attempt - 1))
 
 
 wildcard_constraints:

@@ -31,8 +31,8 @@ rule evaluate:
         "benchmarks/evaluate/evaluate.tsv"
     threads: 8
     resources:
-        mem_mb=lambda w, attempt: grown(attempt, 4000, 5, len(USED)),
-        runtime=60 + len(USED),
+        mem_mb=lambda w, attempt: memory_mb("evaluate", study_size(), attempt=attempt),
+        runtime=lambda w, attempt: minutes("evaluate", study_size(), attempt),
     conda:
         "../../envs/histomri.yaml"
     script:
@@ -68,8 +68,8 @@ rule report:
         "benchmarks/evaluate/report.tsv"
     threads: 4
     resources:
-        mem_mb=lambda w, attempt: grown(attempt, 4000, 5, len(USED)),
-        runtime=60 + len(USED),
+        mem_mb=lambda w, attempt: memory_mb("report", study_size(), attempt=attempt),
+        runtime=lambda w, attempt: minutes("report", study_size(), attempt),
     conda:
         "../../envs/histomri.yaml"
     script:
@@ -110,8 +110,8 @@ rule provenance:
         "benchmarks/evaluate/provenance.tsv"
     threads: 1
     resources:
-        mem_mb=lambda w, attempt: grown(attempt, 1000),
-        runtime=60 + len(USED),
+        mem_mb=lambda w, attempt: memory_mb("provenance", study_size(), attempt=attempt),
+        runtime=lambda w, attempt: minutes("provenance", study_size(), attempt),
     conda:
         "../../envs/histomri.yaml"
     script:

@@ -19,10 +19,10 @@ rule ingest_section:
         "benchmarks/ingest/{section}.tsv"
     threads: lambda w: ingest_threads(w.section)
     resources:
-        mem_mb=lambda w, attempt: grown(attempt, 400 + STUDY.stage("ingest")["max_memory_mb"]),
+        mem_mb=lambda w, attempt: memory_mb("ingest_section", section_size(w.section), ingest_kept_mb(w.section), attempt=attempt),
         # not among the params: it changes no result
         max_memory_mb=STUDY.stage("ingest")["max_memory_mb"],
-        runtime=120,
+        runtime=lambda w, attempt: minutes("ingest_section", section_size(w.section), attempt),
     conda:
         "../../envs/histomri.yaml"
     script:

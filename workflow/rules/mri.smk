@@ -25,8 +25,8 @@ rule mri_pose:
         "benchmarks/mri/{block}/pose.tsv"
     threads: 8
     resources:
-        mem_mb=lambda w, attempt: grown(attempt, 4000, 5, len(manifests(w.block))),
-        runtime=lambda w: 120 + len(manifests(w.block)),
+        mem_mb=lambda w, attempt: memory_mb("mri_pose", block_size(w.block), attempt=attempt),
+        runtime=lambda w, attempt: minutes("mri_pose", block_size(w.block), attempt),
     conda:
         "../../envs/histomri.yaml"
     script:
@@ -56,8 +56,8 @@ rule mri_refine:
         "benchmarks/mri/{block}/refine.tsv"
     threads: 8
     resources:
-        mem_mb=lambda w, attempt: grown(attempt, 4000, 10, len(manifests(w.block))),
-        runtime=lambda w: 120 + 3 * len(manifests(w.block)),
+        mem_mb=lambda w, attempt: memory_mb("mri_refine", block_size(w.block), attempt=attempt),
+        runtime=lambda w, attempt: minutes("mri_refine", block_size(w.block), attempt),
     conda:
         "../../envs/histomri.yaml"
     script:
@@ -86,8 +86,8 @@ rule mri_verify:
         "benchmarks/mri/{block}/verify.tsv"
     threads: 8
     resources:
-        mem_mb=lambda w, attempt: grown(attempt, 4000, 5, len(manifests(w.block))),
-        runtime=lambda w: 60 + len(manifests(w.block)),
+        mem_mb=lambda w, attempt: memory_mb("mri_verify", block_size(w.block), attempt=attempt),
+        runtime=lambda w, attempt: minutes("mri_verify", block_size(w.block), attempt),
     conda:
         "../../envs/histomri.yaml"
     script:
@@ -112,8 +112,8 @@ rule mri_transforms:
         "benchmarks/mri/transforms.tsv"
     threads: 1
     resources:
-        mem_mb=lambda w, attempt: grown(attempt, 2000, 2, len(USED)),
-        runtime=60,
+        mem_mb=lambda w, attempt: memory_mb("mri_transforms", study_size(), attempt=attempt),
+        runtime=lambda w, attempt: minutes("mri_transforms", study_size(), attempt),
     conda:
         "../../envs/histomri.yaml"
     script:

@@ -22,9 +22,9 @@ rule resample_begin:
         "benchmarks/resample/{block}/{stain}_in_{grid}.begin.tsv"
     threads: 1
     resources:
-        mem_mb=lambda w, attempt: grown(attempt, 1000, 2, len(manifests(w.block, w.stain))),
+        mem_mb=lambda w, attempt: memory_mb("resample_begin", volume_size(w), attempt=attempt),
         max_memory_mb=STUDY.stage("resample")["max_memory_mb"],
-        runtime=60,
+        runtime=lambda w, attempt: minutes("resample_begin", volume_size(w), attempt),
     conda:
         "../../envs/histomri.yaml"
     script:
@@ -53,9 +53,9 @@ rule resample_part:
         "benchmarks/resample/{block}/{stain}_in_{grid}.part{part}.tsv"
     threads: 8
     resources:
-        mem_mb=lambda w, attempt: grown(attempt, 1500 + STUDY.stage("resample")["max_memory_mb"]),
+        mem_mb=lambda w, attempt: memory_mb("resample_part", volume_size(w), resample_kept_mb(), attempt=attempt),
         max_memory_mb=STUDY.stage("resample")["max_memory_mb"],
-        runtime=lambda w: 120 + 2 * len(manifests(w.block, w.stain)),
+        runtime=lambda w, attempt: minutes("resample_part", volume_size(w), attempt),
     conda:
         "../../envs/histomri.yaml"
     script:
@@ -88,10 +88,10 @@ rule resample_volume:
         "benchmarks/resample/{block}/{stain}_in_{grid}.tsv"
     threads: 8
     resources:
-        mem_mb=lambda w, attempt: grown(attempt, 1500 + STUDY.stage("resample")["max_memory_mb"]),
+        mem_mb=lambda w, attempt: memory_mb("resample_volume", volume_size(w), resample_kept_mb() + nifti_kept_mb(w), attempt=attempt),
         # not among the params: it changes no result
         max_memory_mb=STUDY.stage("resample")["max_memory_mb"],
-        runtime=lambda w: 120 + 2 * len(manifests(w.block, w.stain)),
+        runtime=lambda w, attempt: minutes("resample_volume", volume_size(w), attempt),
     conda:
         "../../envs/histomri.yaml"
     script:

@@ -19,8 +19,8 @@ rule stack_edges:
         "benchmarks/stack/{block}/edges/{batch}.tsv"
     threads: 1
     resources:
-        mem_mb=lambda w, attempt: grown(attempt, 1500, 50, len(batch_sections(w.block, w.batch))),
-        runtime=lambda w: 30 + 2 * len(batch_pairs(w.block, w.batch)),
+        mem_mb=lambda w, attempt: memory_mb("stack_edges", pairs_size(w.block, w.batch), attempt=attempt),
+        runtime=lambda w, attempt: minutes("stack_edges", pairs_size(w.block, w.batch), attempt),
     conda:
         "../../envs/histomri.yaml"
     script:
@@ -44,8 +44,8 @@ rule stack_order:
         "benchmarks/stack/{block}/order.tsv"
     threads: 1
     resources:
-        mem_mb=lambda w, attempt: grown(attempt, 2000, 5, len(manifests(w.block))),
-        runtime=lambda w: 60 + len(manifests(w.block)) + STUDY.stage("stack")["strays"],
+        mem_mb=lambda w, attempt: memory_mb("stack_order", block_size(w.block), attempt=attempt),
+        runtime=lambda w, attempt: minutes("stack_order", block_size(w.block), attempt),
     conda:
         "../../envs/histomri.yaml"
     script:
@@ -75,8 +75,8 @@ rule stack_solve:
         "benchmarks/stack/{block}/solve.tsv"
     threads: 4
     resources:
-        mem_mb=lambda w, attempt: grown(attempt, 2000, 10, len(manifests(w.block))),
-        runtime=lambda w: 30 + len(manifests(w.block)),
+        mem_mb=lambda w, attempt: memory_mb("stack_solve", block_size(w.block), attempt=attempt),
+        runtime=lambda w, attempt: minutes("stack_solve", block_size(w.block), attempt),
     conda:
         "../../envs/histomri.yaml"
     script:
@@ -103,8 +103,8 @@ rule stack_deform:
         "benchmarks/stack/{block}/deform.tsv"
     threads: 2
     resources:
-        mem_mb=lambda w, attempt: grown(attempt, 2000, 10, len(manifests(w.block))),
-        runtime=lambda w: 60 + len(manifests(w.block)),
+        mem_mb=lambda w, attempt: memory_mb("stack_deform", block_size(w.block), attempt=attempt),
+        runtime=lambda w, attempt: minutes("stack_deform", block_size(w.block), attempt),
     conda:
         "../../envs/histomri.yaml"
     script:

@@ -59,12 +59,16 @@ def _profile(name: str, ours: Path) -> str:
 
 
 def _is_counted(arguments: list[str]) -> bool:
-    """Whether the user's workflow profile says how much runs at once: a cluster's jobs are not bounded by this machine's cores."""
-    words = " ".join(arguments).replace("=", " ").split(" ")
-    profile = Path(words[words.index(WORKFLOW_PROFILE) + 1]) if WORKFLOW_PROFILE in words[:-1] else None
-    if profile is None or not (profile / "config.yaml").is_file():
-        return False
-    return bool({"jobs", "cores"} & set(yaml.safe_load((profile / "config.yaml").read_text(encoding="utf-8")) or ()))
+    """Whether the user's workflow profile says how much runs at once: this machine's cores do not bound a cluster's jobs."""
+    given = [w if before == WORKFLOW_PROFILE else w.partition("=")[2] for before, w in _with_option(arguments)]
+    files = [f for f in (Path(profile) / "config.yaml" for profile in given) if f.is_file()]
+    return any({"jobs", "cores"} & set(yaml.safe_load(f.read_text(encoding="utf-8")) or ()) for f in files)
+
+
+def _with_option(arguments: list[str]) -> list[tuple[str, str]]:
+    """The words that name the workflow profile, each with the word before it."""
+    pairs = zip(["", *arguments], arguments, strict=False)
+    return [(before, w) for before, w in pairs if before == WORKFLOW_PROFILE or w.startswith(f"{WORKFLOW_PROFILE}=")]
 
 
 def _has_option(arguments: list[str], *names: str) -> bool:

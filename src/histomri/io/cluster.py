@@ -62,8 +62,13 @@ def end_left_over(folder: Path) -> int:
         print(f"Ending {len(found)} cluster jobs of an earlier, killed run in {folder}.", file=sys.stderr, flush=True)
         _cancel(found)
         _wait_until_gone(folder, runs)
-    (folder / RECORD).unlink(missing_ok=True)
+    forget_runs(folder)
     return len(found)
+
+
+def forget_runs(folder: Path) -> None:
+    """Say that no run's jobs are there any more: all of them have ended."""
+    (folder / RECORD).unlink(missing_ok=True)
 
 
 def _identity(folder: Path) -> str:

@@ -75,7 +75,7 @@ class OvertakenError(RuntimeError):
 
 def _own_token() -> str:
     """Names this writer among all on all machines."""
-    return f"{socket.gethostname().replace('.', '_')}-{os.getpid()}-{secrets.token_hex(4)}"
+    return f"{socket.gethostname().replace('.', '_')[:16]}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def _sibling(path: Path, token: str, ending: str) -> Path:
