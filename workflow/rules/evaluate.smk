@@ -86,7 +86,6 @@ rule provenance:
             *(f"mri/{b}/pose.json" for b in MRI_BLOCKS),
             *(f for b in BLOCKS for p in (f"stack/{b}/placements.json", final_placements(b)) for f in (p, fields_file(p))),
             "transforms/graph.json",
-            *(f"transforms/{b}" for b in BLOCKS),
             *(f"{v}{ending}" for v in volumes() for ending in VOLUME_FILES),
             "evaluation/metrics.json",
             "evaluation/sections.tsv",
@@ -102,6 +101,8 @@ rule provenance:
         names=list(given()),
         study_folder=folder_of_study(),
         rules=dict(CODE),
+        # not among the inputs: a folder has no checksum, and a copied one would pass for a new one
+        folders=[f"transforms/{b}" for b in BLOCKS],
         code=code("evaluate", "provenance"),
     log:
         "logs/evaluate/provenance.log",

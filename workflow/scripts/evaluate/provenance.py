@@ -11,7 +11,7 @@ with job(snakemake):
         snakemake.params.study,
         snakemake.params.config,
         files_of(snakemake.params.names, snakemake.input.given),
-        [Path(f) for f in snakemake.input.made],
+        [Path(f) for f in (*snakemake.input.made, *snakemake.params.folders)],
         Path(snakemake.output.provenance),
         threads=snakemake.threads,
         study_folder=snakemake.params.study_folder,
