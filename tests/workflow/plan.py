@@ -1,7 +1,7 @@
-"""What every job of a study depends on, for many configs in one process: Snakemake takes seconds to start and a third of one to plan.
+"""What every job of a study depends on, for many configs in one process: Snakemake starts slowly.
 
-``python plan.py SNAKEFILE CONFIG...`` prints, as JSON, one list of jobs for each config. A job has the name of its rule, its wildcards, its
-params as Snakemake compares them (a text each), and its inputs and outputs.
+``python plan.py SNAKEFILE CONFIG...`` prints, as JSON, one list of jobs for each config. A job has the name of its rule, its
+wildcards, its params as Snakemake compares them (a text each), and its inputs and outputs.
 """
 
 from __future__ import annotations
