@@ -20,6 +20,7 @@ COMMANDS = {
     "check": "find everything that is wrong with a study, before anything is computed",
     "regions": "list and draw the sections that are found on slides with several",
     "run": "run the whole workflow on a study",
+    "why": "say which jobs a run would do now, and why",
     "lock": "keep sections where a finished run has them, whatever runs later",
     "summary": "print a finished study's results in a few lines",
     "map": "map points between sections, slides, blocks and the MRI",
