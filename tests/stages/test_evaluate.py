@@ -8,6 +8,8 @@ import dataclasses
 import hashlib
 import json
 import re
+import shutil
+from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
@@ -355,3 +357,42 @@ def test_the_methods_paragraph_names_versions_parameters_and_what_to_cite(study,
     assert "over 1234 rotations" in text and f"NumPy {np.__version__}" in text and f"histomri {histomri.__version__}" in text
     numbers = {int(n) for n in re.findall(r"\[(\d+)\]", text)}
     assert numbers == set(range(1, text.count("<li>") + 1))
+
+
+class Scripts(HTMLParser):
+    """What a browser would run, and the text that it would show."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.run, self.shown, self._inside = [], "", ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self._inside = tag
+        self.run += [f"{tag} {name}" for name, value in attrs if name.startswith("on") or "javascript:" in (value or "")]
+
+    def handle_endtag(self, tag):
+        self._inside = ""
+
+    def handle_data(self, data):
+        if self._inside == "script":
+            self.run.append(data)
+        else:
+            self.shown += data
+
+
+def test_names_and_flags_that_are_html_are_shown_and_not_run(study, tmp_path):
+    bad = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>"
+    shutil.copytree(study["folder"], tmp_path / "evaluation")
+    sheet = tmp_path / "evaluation" / "sections.tsv"
+    text = sheet.read_text()
+    assert "torn, cracked or lost" in text
+    sheet.write_text(text.replace("torn, cracked or lost", f"torn {bad}"))
+    sections = tuple(dataclasses.replace(s, stain=bad) for s in study["sections"])
+    args = (bad, sections, *(study[k] for k in ("manifests", "blocks", "placements")))
+    write_report(*args, {}, tmp_path / "evaluation", SETTINGS, tmp_path / "index.html")
+    plain = Scripts((tmp_path / "index.html").read_text())
+    assert f"torn {bad}" in plain.shown and plain.shown.count(bad) > 2
+    for name in ("index.html", "sections.html"):
+        found = Scripts((tmp_path / name).read_text())
+        assert not [script for script in found.run if "alert" in script or "onerror" in script]

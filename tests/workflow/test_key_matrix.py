@@ -180,7 +180,7 @@ def plans(configs: list[Path]) -> list[Jobs]:
 
 
 def due(before: Jobs, after: Jobs) -> set[tuple[str, ...]]:
-    """The jobs that would run after a change in a finished study: changed themselves or new, or made from what such a job makes."""
+    """The jobs that would run after a change in a finished study: changed or new, or made from what such a job makes."""
     found = {name for name, job in after.items() if not _is_same(job, before.get(name))}
     grown = True
     while grown:

@@ -184,14 +184,23 @@ def ingest_threads(section):
 # ---------------------------------------------------------------- params
 
 
-# of every rule, as far as the rules are read
-CODE = {}
+# stage and name of every rule, as far as the rules are read
+CODE_OF = []
 
 
 def code(stage, rule_name):
-    """The logic that a rule runs."""
-    CODE[f"{stage}/{rule_name}"] = found = code_fingerprint(SCRIPTS / stage / f"{rule_name}.py")
-    return found
+    """The logic that a rule runs, found when a job of it is planned: every job loads all rules and needs one of them."""
+    CODE_OF.append((stage, rule_name))
+    return lambda wildcards: code_of(stage, rule_name)
+
+
+def code_of(stage, rule_name):
+    return code_fingerprint(SCRIPTS / stage / f"{rule_name}.py")
+
+
+def all_code(wildcards):
+    """The logic of every rule, for the provenance."""
+    return {f"{stage}/{name}": code_of(stage, name) for stage, name in CODE_OF}
 
 
 def settings(stage, *left_out):
@@ -222,6 +231,7 @@ def photographed(block_id):
     return [section_to_dict(Section(s.id, None, s.position_mm, s.block, blockface=s.blockface)) for s in found]
 
 
+@cache
 def rows(block_id=None, extra=False):
     """The rows of a block's sections (or of all), lost ones too, without what only ingest reads and what was given by hand."""
     found = STUDY.sections if block_id is None else STACKS[block_id].sections
@@ -290,12 +300,14 @@ def manifest(section_id):
     return f"ingest/{section_id}/manifest.json"
 
 
+@cache
 def manifests(block_id=None, stain=None):
     """The manifests of a block's used sections (of all), of one stain where it is given."""
     found = [s for s in USED.values() if block_id in (None, s.block) and stain in (None, s.stain)]
     return [manifest(s.id) for s in found]
 
 
+@cache
 def manifest_sections(block_id=None, stain=None):
     """The ids that belong to `manifests`, in its order."""
     return [s.id for s in USED.values() if block_id in (None, s.block) and stain in (None, s.stain)]
@@ -316,10 +328,17 @@ def batch_pairs(block_id, batch):
     return [list(pair) for pair in batches(block_id)[int(batch)]]
 
 
+@cache
 def batch_sections(block_id, batch):
     """The sections that a batch compares, in the order of the stack."""
     wanted = {i for pair in batches(block_id)[int(batch)] for i in pair}
     return [s.id for s in STACKS[block_id].sections if s.id in wanted]
+
+
+def batch_rows(block_id, batch):
+    """The rows of the sections that a batch compares."""
+    wanted = set(batch_sections(block_id, batch))
+    return [row for row in rows(block_id) if row["id"] in wanted]
 
 
 def edges(block_id):

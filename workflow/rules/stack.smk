@@ -7,7 +7,7 @@ rule stack_edges:
     output:
         edges="stack/{block}/edges/{batch}.json",
     params:
-        sections=lambda w: [r for r in rows(w.block) if r["id"] in batch_sections(w.block, w.batch)],
+        sections=lambda w: batch_rows(w.block, w.batch),
         manifest_sections=lambda w: batch_sections(w.block, w.batch),
         pairs=lambda w: batch_pairs(w.block, w.batch),
         # reach and batch are in the pairs already

@@ -21,6 +21,7 @@ COMMANDS = {
     "regions": "list and draw the sections that are found on slides with several",
     "run": "run the whole workflow on a study",
     "reproduce": "run a study again from its provenance.json and say what came out differently",
+    "why": "say which jobs a run would do now, and why",
     "lock": "keep sections where a finished run has them, whatever runs later",
     "summary": "print a finished study's results in a few lines",
     "map": "map points between sections, slides, blocks and the MRI",

@@ -76,6 +76,14 @@ def _has_option(arguments: list[str], *names: str) -> bool:
     return any(a.split("=")[0] in names or (a.startswith(short) and not a.startswith("--")) for a in arguments)
 
 
+def output_folder(config: Path) -> Path:
+    """The study's output folder. Raises ``InputError`` when the config cannot be read or names none."""
+    output = read_config(config.absolute()).get("output")
+    if not isinstance(output, str) or not output:
+        raise InputError(Problem(str(config), "the key output is needed and missing", "name the folder of the results"))
+    return config.absolute().parent / output
+
+
 def run(args: argparse.Namespace) -> int:
     """Run it. Snakemake takes this process's place, so signals, the exit status and a kill mean what they say.
 
@@ -86,11 +94,7 @@ def run(args: argparse.Namespace) -> int:
     InputError
         When the config cannot be read or names no output folder.
     """
-    line = command(args)
-    output = read_config(args.config.absolute()).get("output")
-    if not isinstance(output, str) or not output:
-        raise InputError(Problem(str(args.config), "the key output is needed and missing", "name the folder of the results"))
-    folder = args.config.absolute().parent / output
+    line, folder = command(args), output_folder(args.config)
     _make(folder)
     os.chdir(folder)
     sys.stdout.flush()

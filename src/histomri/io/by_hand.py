@@ -124,11 +124,11 @@ def read_rough(path: Path) -> Any:
 
 
 def _read_given(path: Path, remedy: str) -> Any:
-    from histomri.io.transform_files import crashes_itk, read_transform
+    from histomri.io.transform_files import fails_in_itk, read_transform
 
     if not path.is_file():
         raise InputError(Problem(str(path), "there is no such file", "correct the path"))
-    if crashes_itk(path):
+    if fails_in_itk(path):
         raise InputError(Problem(str(path), "cannot be read as an ITK transform (the file is damaged)", remedy))
     try:
         return read_transform(path)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,11 @@ class Study:
 
     def section(self, section_id: str) -> Section:
         """The section of that id (KeyError where there is none)."""
-        return {s.id: s for s in self.sections}[section_id]
+        return self._by_id[section_id]
+
+    @cached_property
+    def _by_id(self) -> dict[str, Section]:
+        return {s.id: s for s in self.sections}
 
     def block(self, block_id: str) -> Block:
         """The block of that id (KeyError where there is none)."""

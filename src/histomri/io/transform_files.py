@@ -24,6 +24,13 @@ Float = NDArray[np.float64]
 COVER_MAX_NODES = 1_000_000
 TEXT_FILES = (".tfm", ".txt")
 TRIAL_S = 60
+TRIAL_BYTES, DEFLATED_MOST = 1 << 28, 20
+TRIAL = """
+import resource, sys, SimpleITK
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() if sys.platform == "linux" else 1 << 32
+resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]),) * 2)
+SimpleITK.ReadTransform(sys.argv[1])
+"""
 ONE_THREAD = {"ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1"}
 
 
@@ -163,19 +170,20 @@ def _from_itk(itk: Any) -> Transform:
     return Affine(_swapped(Affine.from_parts(np.stack(columns, axis=1), start).matrix))
 
 
-def crashes_itk(path: Path) -> bool:
-    """Whether ITK crashes or hangs over a file: a damaged HDF5 file can end the process that reads it.
+def fails_in_itk(path: Path) -> bool:
+    """Whether ITK crashes, hangs or fails over a file: a damaged HDF5 file can end the process that reads it.
 
-    It is read in a process of its own first, which takes half a second; ITK's text files need no such trial.
+    It is read in a process of its own first, which takes half a second and may take no more memory than such a file needs;
+    ITK's text files need no such trial.
     """
     if path.suffix.lower() in TEXT_FILES:
         return False
-    line = [sys.executable, "-c", "import sys, SimpleITK; SimpleITK.ReadTransform(sys.argv[1])", str(path.absolute())]
+    line = [sys.executable, "-c", TRIAL, str(path.absolute()), str(TRIAL_BYTES + DEFLATED_MOST * path.stat().st_size)]
     try:
         done = subprocess.run(line, capture_output=True, timeout=TRIAL_S, check=False, env={**os.environ, **ONE_THREAD})
     except subprocess.TimeoutExpired:
         return True
-    return done.returncode < 0
+    return done.returncode != 0
 
 
 def read_transform(path: Path, from_space: str = "", to_space: str = "") -> Transform:

@@ -43,7 +43,7 @@ JPEG_END = b"\xff\xd9"
 PER_MM = {2: 1 / 25.4, 3: 0.1, 4: 1.0, 5: 1000.0}
 UNIT_MM = {"nm": 1e-6, "µm": 1e-3, "μm": 1e-3, "um": 1e-3, "micron": 1e-3, "mm": 1.0, "cm": 10.0, "m": 1000.0, "inch": 25.4}
 QPI_NAME = re.compile(r"<Name>([^<]+)</Name>")
-APERIO_MPP = re.compile(r"MPP\s*=\s*([0-9.]+)")
+APERIO_MPP = re.compile(r"MPP\s*=\s*([0-9]*\.?[0-9]+)")
 
 
 def is_tiff(head: bytes) -> bool:
@@ -92,7 +92,7 @@ def pixel_size_of(tiff: Any, page: Any) -> tuple[float, float] | None:
     pixels = ome_pixels(tiff)
     if pixels is not None and (size := ome_pixel_size(pixels)):
         return size
-    if tiff.is_svs and (found := APERIO_MPP.search(page.description)):
+    if tiff.is_svs and (found := APERIO_MPP.search(page.description)) and float(found[1]) > 0:
         return (float(found[1]) / 1000,) * 2
     density = tag_density(page)
     if density is None:
@@ -179,7 +179,7 @@ class Level:
         sizes = (*self.shape, *self.tile, int(page.samplesperpixel))
         if min(sizes) < 1:
             return f"{sizes[1]} x {sizes[0]} pixels in tiles of {sizes[3]} x {sizes[2]} with {sizes[4]} samples cannot be"
-        planes = sizes[4] if page.planarconfig == 2 else 1
+        planes = 1 if page.planarconfig == 1 else sizes[4]
         needed = self.tiles[0] * self.tiles[1] * planes
         for held in (p for p in self.pages if p is not None):
             listed = min(len(held.dataoffsets), len(held.databytecounts))
