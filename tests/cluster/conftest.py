@@ -142,6 +142,16 @@ class Slurm:
         words = [f"{k}={v}" for k, v in changes.items()]
         subprocess.run(["scontrol", "update", f"nodename={self.host}", *words], check=True, timeout=60)
 
+    def resume(self) -> None:
+        """Have the node back; one that is back by itself takes no such order."""
+        self.wait_for(self._is_back, "node")
+
+    def _is_back(self) -> bool:
+        if said("sinfo", "--noheader", "--format=%T") in ("idle", "mixed", "allocated", "completing"):
+            return True
+        said("scontrol", "update", f"nodename={self.host}", "state=resume")
+        return False
+
     @staticmethod
     def script(job: str) -> str:
         """The batch script of a job."""
@@ -174,8 +184,7 @@ class Slurm:
 
     def clear(self) -> None:
         """End whatever a test left on it, and have the node back."""
-        if said("sinfo", "--noheader", "--format=%T") not in ("idle", "mixed", "allocated"):
-            self.node(state="resume")
+        self.resume()
         subprocess.run(["scancel", "--user=root"], check=False, timeout=60)
         self.wait_for(lambda: not self.active(), "end of the jobs that were cancelled")
 

@@ -92,7 +92,7 @@ def story(slurm: Any, tiny: Path, tmp_path_factory: pytest.TempPathFactory, make
         slurm.wait_for(lambda: len(slurm.active()) == 3, "three jobs in the queue", first)
         told.scripts = {i: slurm.script(i) for i in slurm.active()}
         slurm.hold(max(told.scripts, key=int))
-        slurm.node(state="resume")
+        slurm.resume()
         slurm.wait_for(lambda: list((told.study / "out" / "logs").glob("ingest/*.log")), "section at work", first)
         told.token = (told.study / "out" / TOKEN).read_text().strip()
         kill_alone(first)
@@ -183,7 +183,7 @@ def test_a_job_on_a_node_that_is_lost_is_done_again(slurm: Any, cluster_runs: An
         (lost,) = slurm.active()
         slurm.node(state="down", reason="test")
         slurm.wait_for(lambda: slurm.jobs()[lost][0] == "NODE_FAIL", "loss of the job", run)
-        slurm.node(state="resume")
+        slurm.resume()
         status = run.wait(200)
     finally:
         stop(run)
