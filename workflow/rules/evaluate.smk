@@ -100,10 +100,11 @@ rule provenance:
         config=STUDY.config,
         names=list(given()),
         study_folder=folder_of_study(),
-        rules=dict(CODE),
         # not among the inputs: a folder has no checksum, and a copied one would pass for a new one
         folders=[f"transforms/{b}" for b in BLOCKS],
         code=code("evaluate", "provenance"),
+        # after the last of them
+        rules=dict(CODE),
     log:
         "logs/evaluate/provenance.log",
     benchmark:
