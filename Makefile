@@ -57,11 +57,12 @@ test-studies: $(STAMP)
 test-cluster: $(STAMP)
 	$(PY) -m pytest tests/cluster -m cluster
 
-# How many kills; CI takes fewer.
+# How many kills and how many spoilt files; CI takes fewer.
 KILLS := 100
+FUZZ := 10000
 
 test-faults: $(STAMP)
-	HISTOMRI_KILLS=$(KILLS) $(PY) -m pytest tests/faults -m faults
+	HISTOMRI_KILLS=$(KILLS) HISTOMRI_FUZZ=$(FUZZ) $(PY) -m pytest tests/faults -m faults
 
 bench-env: $(BENCH)/.histomri-bench
 
