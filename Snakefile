@@ -21,7 +21,7 @@ localrules:
 onstart:
     hold_run(STUDY.output)
     # the jobs inherit it
-    os.environ["HISTOMRI_COMMAND"] = command_line()
+    os.environ.update(HISTOMRI_COMMAND=command_line())
 
 
 include: "workflow/rules/demand.smk"

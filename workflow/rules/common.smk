@@ -189,12 +189,13 @@ CODE_OF = []
 
 
 def code(stage, rule_name):
-    """The logic that a rule runs, found when a job of it is planned: every job loads all rules and needs one of them."""
+    """The logic of a rule, found when a job of it is planned (every job loads all rules and needs one of them)."""
     CODE_OF.append((stage, rule_name))
     return lambda wildcards: code_of(stage, rule_name)
 
 
 def code_of(stage, rule_name):
+    """The same, at once."""
     return code_fingerprint(SCRIPTS / stage / f"{rule_name}.py")
 
 

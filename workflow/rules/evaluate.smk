@@ -99,7 +99,7 @@ rule provenance:
         study=lambda w: STUDY.name,
         config=STUDY.config,
         names=list(given()),
-        study_folder=folder_of_study(),
+        study_folder=lambda w: folder_of_study(),
         rules=all_code,
         # not among the inputs: a folder has no checksum, and a copied one would pass for a new one
         folders=[f"transforms/{b}" for b in BLOCKS],
