@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -241,6 +242,11 @@ def _daemon(stack: ExitStack, log: Path, *command: str, **as_whom: str) -> None:
     stack.callback(_end, process)
 
 
+def _hear_interrupts() -> None:
+    """A shell that starts tests in the background has them, and what they start, ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
@@ -279,8 +285,9 @@ class ClusterRuns:
         surroundings = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONSAFEPATH": "1"}
         with log.open("wb") as file:
             return subprocess.Popen(
-                self.command(config, *arguments), env=surroundings, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
-            )
+                self.command(config, *arguments), env=surroundings, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+                preexec_fn=_hear_interrupts,
+            )  # fmt: skip
 
     def run(self, config: Path, log: Path, *arguments: str) -> Any:
         """Run to the end."""
