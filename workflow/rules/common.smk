@@ -395,9 +395,28 @@ def volumes():
     return [f"volumes/{block}/{stain}_in_{grid}" for block, stain, grid in volume_keys()]
 
 
+@cache
 def given():
     """Everything that the user gave, by the names that a record knows it by."""
     return {name: portable(file) for name, file in given_names(STUDY).items()}
+
+
+def made():
+    """What the record says of the results: files, and manifests for the stores behind them."""
+    return [
+        *manifests(),
+        *(f"blockface/{b}/{name}.json" for b in BLOCKS if STUDY.has_blockface(b) for name in ("manifest", "placements")),
+        *(f"blockface/{b}/placements.fields.npy" for b in BLOCKS if STUDY.has_blockface(b)),
+        *(f"mri/{b}/pose.json" for b in MRI_BLOCKS),
+        *(f for b in BLOCKS for p in (f"stack/{b}/placements.json", final_placements(b)) for f in (p, fields_file(p))),
+        "transforms/graph.json",
+        *(f"{v}{ending}" for v in volumes() for ending in VOLUME_FILES),
+        "evaluation/metrics.json",
+        "evaluation/sections.tsv",
+        "evaluation/landmarks.tsv",
+        "report/index.html",
+        "report/sections.html",
+    ]
 
 
 def folder_of_study():

@@ -3,7 +3,7 @@
 
 rule evaluate:
     input:
-        manifests=manifests(),
+        manifests=lambda w: manifests(),
         placements=[final_placements(b) for b in BLOCKS],
         initial=[f"stack/{b}/placements.json" for b in BLOCKS],
         poses=[f"mri/{b}/pose.json" for b in MRI_BLOCKS],
@@ -16,13 +16,13 @@ rule evaluate:
         landmarks="evaluation/landmarks.tsv",
     params:
         study=lambda w: STUDY.name,
-        sections=rows(extra=True),
-        manifest_sections=manifest_sections(),
+        sections=lambda w: rows(extra=True),
+        manifest_sections=lambda w: manifest_sections(),
         blocks=block_rows(),
         block_ids=list(BLOCKS),
         mri_blocks=MRI_BLOCKS,
-        landmarks=[content(f) for f in landmarks()],
-        mri=[content(f) for b in MRI_BLOCKS for f in mri_files(b)],
+        landmarks=lambda w: [content(f) for f in landmarks()],
+        mri=lambda w: [content(f) for b in MRI_BLOCKS for f in mri_files(b)],
         settings=settings("evaluate", "report_pixels", "report_max_mb"),
         code=code("evaluate", "evaluate"),
     log:
@@ -41,7 +41,7 @@ rule evaluate:
 
 rule report:
     input:
-        manifests=manifests(),
+        manifests=lambda w: manifests(),
         placements=[final_placements(b) for b in BLOCKS],
         mri=[f for b in MRI_BLOCKS for f in mri_files(b)],
         volumes=[f"{v}.json" for v in volumes()],
@@ -53,8 +53,8 @@ rule report:
         sheets="report/sections.html",
     params:
         study=lambda w: STUDY.name,
-        sections=rows(),
-        manifest_sections=manifest_sections(),
+        sections=lambda w: rows(),
+        manifest_sections=lambda w: manifest_sections(),
         blocks=block_rows(),
         block_ids=list(BLOCKS),
         volumes=volume_keys(),
@@ -78,27 +78,14 @@ rule report:
 
 rule provenance:
     input:
-        given=list(given().values()),
-        made=[
-            *manifests(),
-            *(f"blockface/{b}/{name}.json" for b in BLOCKS if STUDY.has_blockface(b) for name in ("manifest", "placements")),
-            *(f"blockface/{b}/placements.fields.npy" for b in BLOCKS if STUDY.has_blockface(b)),
-            *(f"mri/{b}/pose.json" for b in MRI_BLOCKS),
-            *(f for b in BLOCKS for p in (f"stack/{b}/placements.json", final_placements(b)) for f in (p, fields_file(p))),
-            "transforms/graph.json",
-            *(f"{v}{ending}" for v in volumes() for ending in VOLUME_FILES),
-            "evaluation/metrics.json",
-            "evaluation/sections.tsv",
-            "evaluation/landmarks.tsv",
-            "report/index.html",
-            "report/sections.html",
-        ],
+        given=lambda w: list(given().values()),
+        made=lambda w: made(),
     output:
         provenance="provenance.json",
     params:
         study=lambda w: STUDY.name,
         config=STUDY.config,
-        names=list(given()),
+        names=lambda w: list(given()),
         study_folder=lambda w: folder_of_study(),
         rules=all_code,
         # not among the inputs: a folder has no checksum, and a copied one would pass for a new one

@@ -96,14 +96,14 @@ rule mri_verify:
 
 rule mri_transforms:
     input:
-        manifests=manifests(),
+        manifests=lambda w: manifests(),
         placements=[final_placements(b) for b in BLOCKS],
     output:
         graph="transforms/graph.json",
         blocks=[directory(f"transforms/{b}") for b in BLOCKS],
     params:
-        sections=rows(),
-        manifest_sections=manifest_sections(),
+        sections=lambda w: rows(),
+        manifest_sections=lambda w: manifest_sections(),
         blocks=block_rows(),
         code=code("mri", "mri_transforms"),
     log:
