@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 from disturbed import results, run
+from runs import make_quick_block
 
 FIGURES = pytest.StashKey[dict[str, Any]]()
 
@@ -33,17 +34,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny digital block, not run."""
-    from histomri.testing import phantom
-
-    folder = tmp_path_factory.mktemp("faults") / "tiny"
-    phantom.make(folder, phantom.TINY)
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    config["output"] = "out"
-    config["stack"] = {"batch": 2}
-    quick = {"rotations": 100, "candidates": 2, "work_px": 80, "volume_px": 48, "affine_sweeps": 1, "deformable_sweeps": 0}
-    config["mri"] = quick
-    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    return folder
+    return make_quick_block(tmp_path_factory.mktemp("faults") / "tiny")
 
 
 @pytest.fixture(scope="session")

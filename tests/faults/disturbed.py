@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -14,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from runs import FINISHED, Outcome
 
 from histomri.io.checksums import checksums
 
@@ -38,9 +40,6 @@ RULES = (
 )
 # what carries times, a process or the machine; ITK's HDF5 files carry the time of writing, and are compared decoded
 TIMED = ("provenance.json", ".histomri.lock", ".histomri.run")
-BLOCK = re.compile(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)", re.MULTILINE)
-FINISHED = re.compile(r"^Finished jobid: (\d+)", re.MULTILINE)
-JOB_ID, WILDCARDS = re.compile(r"^    jobid: (\d+)$", re.MULTILINE), re.compile(r"^    wildcards: (.*)$", re.MULTILINE)
 
 
 @dataclass
@@ -57,13 +56,8 @@ class Run:
 
     @property
     def started(self) -> dict[str, str]:
-        """The jobs that it started, by Snakemake's number: ``rule`` or ``rule:wildcards``."""
-        found = {}
-        for rule, body in BLOCK.findall(self.text):
-            number, wildcards = JOB_ID.search(body), WILDCARDS.search(body)
-            if rule != "all" and number:
-                found[number[1]] = f"{rule}:{wildcards[1]}" if wildcards else rule
-        return found
+        """The jobs that it started, by Snakemake's number: ``rule`` or ``rule:wildcard values``."""
+        return Outcome(0, self.text).started
 
     @property
     def finished(self) -> set[str]:

@@ -27,7 +27,7 @@ RESAMPLE, EVALUATE, REPORT, PROVENANCE = {"resample_volume"}, {"evaluate"}, {"re
 NOTHING: set[str] = set()
 
 # Another value of each key, and the rules that use it: they run again, and so does all that is made from what they make. The
-# provenance records the whole config, so that it is written anew whatever changes.
+# provenance records the whole config, so that it is written anew whatever changes; the report names some keys among its methods.
 KEYS: dict[str, tuple[Any, set[str]]] = {
     "study": ("other", EVALUATE | REPORT),
     "sections": ("other.tsv", NOTHING),
@@ -66,11 +66,11 @@ KEYS: dict[str, tuple[Any, set[str]]] = {
     "blockface.stiffness": (0.6, PLACE),
     "blockface.chunk_px": (256, VOLUME),
     "blockface.codec": ("none", VOLUME),
-    "stack.reach": (3, EDGES | SOLVE),
+    "stack.reach": (3, EDGES | SOLVE | REPORT),
     "stack.batch": (3, EDGES),
-    "stack.alpha": (0.02, SOLVE),
-    "stack.search_px": (50, EDGES | ORDER | SOLVE),
-    "stack.fine_px": (120, EDGES | ORDER | SOLVE),
+    "stack.alpha": (0.02, SOLVE | REPORT),
+    "stack.search_px": (50, EDGES | ORDER | SOLVE | REPORT),
+    "stack.fine_px": (120, EDGES | ORDER | SOLVE | REPORT),
     "stack.affine_sweeps": (2, DEFORM),
     "stack.deformable_sweeps": (1, DEFORM),
     "stack.work_px": (150, DEFORM),
@@ -79,17 +79,17 @@ KEYS: dict[str, tuple[Any, set[str]]] = {
     "stack.hint_deg": (20.0, EDGES),
     "stack.strays": (10, ORDER),
     "stack.order": ("unknown", EDGES | ORDER | SOLVE),
-    "mri.rotations": (1000, POSE),
-    "mri.candidates": (10, POSE),
+    "mri.rotations": (1000, POSE | REPORT),
+    "mri.candidates": (10, POSE | REPORT),
     "mri.min_confidence": (0.1, POSE),
-    "mri.work_px": (150, POSE | REFINE | VERIFY),
+    "mri.work_px": (150, POSE | REFINE | VERIFY | REPORT),
     "mri.volume_px": (70, POSE | REFINE),
     "mri.max_gap_mm": (0.1, POSE | REFINE),
-    "mri.affine_sweeps": (3, REFINE),
-    "mri.deformable_sweeps": (1, REFINE),
-    "mri.mri_weight": (3.0, REFINE),
+    "mri.affine_sweeps": (3, REFINE | REPORT),
+    "mri.deformable_sweeps": (1, REFINE | REPORT),
+    "mri.mri_weight": (3.0, REFINE | REPORT),
     "mri.neighbour_weight": (2.0, REFINE),
-    "mri.neighbours": (1, REFINE),
+    "mri.neighbours": (1, REFINE | REPORT),
     "mri.max_scale_change": (0.2, REFINE),
     "mri.hold_blockface": (False, REFINE),
     "mri.stiffness": (0.2, REFINE),
@@ -122,12 +122,6 @@ KEYS: dict[str, tuple[Any, set[str]]] = {
     "evaluate.report_pixels": (300, REPORT),
     "evaluate.report_max_mb": (20.0, REPORT),
 }
-# the report's methods paragraph names them
-for _key in (
-    "stack.reach", "stack.search_px", "stack.fine_px", "stack.alpha", "mri.rotations", "mri.candidates", "mri.work_px",
-    "mri.neighbours", "mri.affine_sweeps", "mri.deformable_sweeps", "mri.mri_weight",
-):  # fmt: skip
-    KEYS[_key] = KEYS[_key][0], KEYS[_key][1] | REPORT
 # what moves the whole study is no setting of a job: a study that moved is tested in test_reruns.py
 NOT_A_SETTING = {"output"}
 ROWS = {"blockface_place", "stack_order", "stack_solve", "stack_deform", "mri_pose", "mri_refine", "mri_verify", "mri_transforms"}

@@ -39,3 +39,6 @@ def test_a_volume_filled_by_several_jobs_is_that_of_one(study: Path, workflow: A
     assert left == ["he_in_fine.json", "he_in_fine.nii.gz", "he_in_fine.ome.zarr", "he_in_fine_coverage.nii.gz"]
     workflow.set_key(study / "config.yaml", "resample", "max_job_mvox", 2)
     assert not workflow.run(study / "config.yaml", "--dry-run", "--", "ingest/s001/manifest.json").jobs
+    # another number of jobs fills this volume again, and redoes nothing that it is made from
+    again = workflow.run(study / "config.yaml", "--dry-run", "--", TARGET).jobs
+    assert {job.partition(":")[0] for job in again} <= {"resample_begin", "resample_part", "resample_volume"}

@@ -46,15 +46,17 @@ def run(args: argparse.Namespace) -> int:
     _say("programs: " + (f"{len(programs)} differ" if programs else "code, Python and packages as recorded"), programs)
     if args.check_only:
         return 1 if programs else 0
-    output = args.output or args.provenance.absolute().parent.with_name(args.provenance.absolute().parent.name + "-reproduced")
+    before = args.provenance.absolute().parent
+    output = args.output or before.with_name(before.name + "-reproduced")
     status = _run_again(r.config_from(record, folder, output / "results"), output, args.cores)
     if status:
         print(f"the run into {output} failed, exit status {status}", file=sys.stderr)
         return 1
     other = r.read_record(output / "results" / "provenance.json")
     _say("machine: " + ("another, see below" if (m := r.machine_differences(record, other)) else "as recorded"), m)
-    differ = list(r.result_differences(record, other, (args.provenance.absolute().parent, output / "results")))
-    arrays, files = r.arrays_in(record), {file for file, _ in r.arrays_in(record)}
+    differ = list(r.result_differences(record, other, (before, output / "results")))
+    arrays = r.arrays_in(record)
+    files = {file for file, _ in arrays}
     if not differ:
         print(f"results: all {len(arrays)} arrays in {len(files)} files are equal, bit for bit")
     else:

@@ -60,15 +60,10 @@ def _profile(name: str, ours: Path) -> str:
 
 def _is_counted(arguments: list[str]) -> bool:
     """Whether the user's workflow profile says how much runs at once: this machine's cores do not bound a cluster's jobs."""
-    given = [w if before == WORKFLOW_PROFILE else w.partition("=")[2] for before, w in _with_option(arguments)]
-    files = [f for f in (Path(profile) / "config.yaml" for profile in given) if f.is_file()]
-    return any({"jobs", "cores"} & set(yaml.safe_load(f.read_text(encoding="utf-8")) or ()) for f in files)
-
-
-def _with_option(arguments: list[str]) -> list[tuple[str, str]]:
-    """The words that name the workflow profile, each with the word before it."""
     pairs = zip(["", *arguments], arguments, strict=False)
-    return [(before, w) for before, w in pairs if before == WORKFLOW_PROFILE or w.startswith(f"{WORKFLOW_PROFILE}=")]
+    words = [w for before, w in pairs if before == WORKFLOW_PROFILE or w.startswith(f"{WORKFLOW_PROFILE}=")]
+    files = [Path(w.removeprefix(f"{WORKFLOW_PROFILE}=")) / "config.yaml" for w in words]
+    return any({"jobs", "cores"} & set(yaml.safe_load(f.read_text(encoding="utf-8")) or ()) for f in files if f.is_file())
 
 
 def _has_option(arguments: list[str], *names: str) -> bool:

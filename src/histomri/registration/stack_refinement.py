@@ -2,16 +2,16 @@
 
 Each section is fitted to its neighbours on both sides, first by an affine map, then by a deformation that restarts from it in
 every sweep. What all of them want is then solved at once: to follow a neighbour that moves itself, so that an error wider than
-the neighbourhood goes in one sweep and does not diffuse away over many. After each sweep the
-part of all displacements that changes slowly along the stack is taken off again, because neighbours cannot tell it from the shape
-of the specimen: a stack that is curved stays curved, and a straight one stays straight. Sections that resemble their neighbours
-less than is usual there lose their weight for the others.
+the neighbourhood goes in one sweep and does not diffuse away over many. After each sweep the part of all displacements that
+changes slowly along the stack is taken off again, because neighbours cannot tell it from the shape of the specimen: a stack that
+is curved stays curved, and a straight one stays straight. Sections that resemble their neighbours less than is usual there lose
+their weight for the others.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,7 @@ from histomri.registration.placed_sections import PlacedSections, with_much_tiss
 from histomri.registration.samples import Channels
 from histomri.registration.volume import SectionPixels, block_grid, plane_grid
 from histomri.transforms import Affine, DisplacementField
+from histomri.transforms.affine import nearest_rotation
 from histomri.transforms.placement import Placement
 
 Float = NDArray[np.float64]
@@ -193,8 +194,7 @@ class StackRefinement:
             self._move_fields(wanted)
 
     def _move_affines(self, wanted: list[Float]) -> None:
-        frame = np.eye(3)
-        frame[:2, 2] = self.plane.centre_mm
+        frame = self._frame()
         now = [_matrix(self.placements[k]) for k in self.order]
         steps = np.linalg.inv(frame) @ np.array([np.linalg.solve(a, b) for a, b in zip(now, wanted, strict=True)]) @ frame
         free = np.array([not self._stays(k) for k in self.order])
@@ -203,28 +203,35 @@ class StackRefinement:
             key, step = self.order[i], np.eye(3)
             step[:2] += moves[i]
             if not (self.neighbours(i)[1] and key in self.large):
-                step[:2, :2] = _nearest_rotation(step[:2, :2])
+                step[:2, :2], _ = nearest_rotation(np.eye(2), step[:2, :2].T)
             self.placements[key] = _moved(self.placements[key], now[i] @ frame @ step @ np.linalg.inv(frame))
 
     def _move_fields(self, wanted: list[Placement]) -> None:
-        bent = [i for i, p in enumerate(wanted) if p.field is not None and self.order[i] not in self.held]
-        for i in set(range(len(wanted))) - set(bent):
+        before, after = self._fields(self.placements[k] for k in self.order), self._fields(wanted)
+        for i in set(range(len(wanted))) - set(after):
             self.placements[self.order[i]] = wanted[i]
-        if not bent:
+        if not after:
             return
-        new = {i: f for i in bent if (f := wanted[i].field) is not None}
-        grid = next(iter(new.values())).grid
-        steps = np.zeros((len(wanted), *next(iter(new.values())).values.shape))
-        for i, field in new.items():
-            steps[i] = field.values - self._values_now(i)
-        moves = self._solved(steps, np.isin(np.arange(len(wanted)), bent))
-        for i in bent:
-            field = unfolded(DisplacementField(grid, self._values_now(i) + moves[i]))
-            self.placements[self.order[i]] = dataclasses.replace(wanted[i], field=field)
+        grid = next(iter(after.values())).grid
+        now = {i: before[i].values if i in before else 0.0 for i in after}
+        steps = np.zeros((len(wanted), *next(iter(after.values())).values.shape))
+        for i, field in after.items():
+            steps[i] = field.values - now[i]
+        moves = self._solved(steps, np.isin(np.arange(len(wanted)), list(after)))
+        for i in after:
+            moved = unfolded(DisplacementField(grid, now[i] + moves[i]))
+            self.placements[self.order[i]] = dataclasses.replace(wanted[i], field=moved)
 
-    def _values_now(self, place: int) -> Float | float:
-        field = self.placements[self.order[place]].field
-        return 0.0 if field is None else field.values
+    def _fields(self, placements: Iterable[Placement]) -> dict[int, DisplacementField]:
+        """The deformations of sections that may move, by place, of placements in the stack's order."""
+        bent = zip(self.order, placements, strict=True)
+        return {i: p.field for i, (k, p) in enumerate(bent) if p.field is not None and k not in self.held}
+
+    def _frame(self) -> Float:
+        """From coordinates about the middle of the block's plane to the plane's own, (3, 3)."""
+        frame = np.eye(3)
+        frame[:2, 2] = self.plane.centre_mm
+        return frame
 
     def _stays(self, key: str) -> bool:
         return key in self.held or self.placements[key].is_doubtful
@@ -245,8 +252,7 @@ class StackRefinement:
 
     def _level_matrices(self) -> None:
         """The slow part of how the affine maps changed since they came, as displacements of the block's plane."""
-        frame = np.eye(3)
-        frame[:2, 2] = self.plane.centre_mm
+        frame = self._frame()
         changes = np.array([np.linalg.solve(self.first[k], _matrix(self.placements[k])) for k in self.order])
         change = np.linalg.inv(frame) @ changes @ frame - np.eye(3)
         radius = float(np.abs(self.plane.extent_mm).max()) / 2
@@ -254,7 +260,7 @@ class StackRefinement:
         moves = np.moveaxis(change[:, :2], 1, 2) * np.array([radius, radius, 1.0])[:, None]
         slow = self._slow(moves)
         for k, changed, d in zip(self.order, changes, slow / np.array([radius, radius, 1.0])[:, None], strict=True):
-            if k not in self.held and not self.placements[k].is_doubtful:
+            if not self._stays(k):
                 back = np.zeros((3, 3))
                 back[:2] = d.T
                 now = changed - frame @ back @ np.linalg.inv(frame)
@@ -262,31 +268,19 @@ class StackRefinement:
 
     def _level_fields(self) -> None:
         """The slow part of the deformations."""
-        bent = [i for i, k in enumerate(self.order) if k not in self.held and self.placements[k].field is not None]
-        if not bent:
+        fields = self._fields(self.placements[k] for k in self.order)
+        if not fields:
             return
-        some = self.placements[self.order[bent[0]]].field
-        assert some is not None
-        values = np.zeros((len(self.order), *some.values.shape))
-        for i in bent:
-            values[i] = self._field(i).values
+        values = np.zeros((len(self.order), *next(iter(fields.values())).values.shape))
+        for i, field in fields.items():
+            values[i] = field.values
         slow = self._slow(values)
-        for i in bent:
-            field = unfolded(DisplacementField(some.grid, values[i] - slow[i]))
-            self.placements[self.order[i]] = dataclasses.replace(self.placements[self.order[i]], field=field)
-
-    def _field(self, place: int) -> DisplacementField:
-        field = self.placements[self.order[place]].field
-        assert field is not None
-        return field
+        for i, field in fields.items():
+            straight = unfolded(DisplacementField(field.grid, values[i] - slow[i]))
+            self.placements[self.order[i]] = dataclasses.replace(self.placements[self.order[i]], field=straight)
 
     def _slow(self, values: Float) -> Float:
         return slow_part(self.position, values, self.trust, self.settings.shape_sections * self.usual_mm)
-
-
-def _nearest_rotation(linear: Float) -> Float:
-    u, _, vt = np.linalg.svd(linear)
-    return np.asarray(u @ vt)
 
 
 def unfolded(field: DisplacementField) -> DisplacementField:

@@ -80,10 +80,16 @@ def code_of_rules() -> dict[str, str]:
     return {s.relative_to(scripts).with_suffix("").as_posix(): code_fingerprint(s) for s in sorted(scripts.glob("*/*.py"))}
 
 
-def lock_sha256() -> str | None:
-    """SHA-256 of ``envs/requirements.lock``, None where it is not there."""
+def lock_file() -> Path | None:
+    """``envs/requirements.lock``, None where it is not there."""
     lock = workflow_root() / "envs" / "requirements.lock"
-    return hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else None
+    return lock if lock.is_file() else None
+
+
+def lock_sha256() -> str | None:
+    """SHA-256 of the lock, None where it is not there."""
+    lock = lock_file()
+    return hashlib.sha256(lock.read_bytes()).hexdigest() if lock else None
 
 
 def installed_packages() -> dict[str, str]:

@@ -13,8 +13,7 @@ from histomri.core.errors import Problem
 from histomri.io.checksums import decoded, difference
 from histomri.io.config import Study, load_study
 from histomri.io.given import given_names
-from histomri.io.resources import workflow_root
-from histomri.stages.provenance import file_record, programs
+from histomri.stages.provenance import file_record, lock_file, programs
 
 Record = Mapping[str, Any]
 # of the config, what names files
@@ -90,8 +89,8 @@ def _package_differences(known: Mapping[str, str], here: Mapping[str, str]) -> I
 
 
 def _locked() -> set[str]:
-    lock = workflow_root() / "envs" / "requirements.lock"
-    text = lock.read_text(encoding="utf-8") if lock.is_file() else ""
+    lock = lock_file()
+    text = lock.read_text(encoding="utf-8") if lock else ""
     return {_plain(name) for name in re.findall(r"^([A-Za-z0-9._-]+)==", text, re.MULTILINE)}
 
 
@@ -107,8 +106,7 @@ def machine_differences(record: Record, other: Record) -> list[str]:
 
 def arrays_in(record: Record) -> dict[tuple[str, str], Any]:
     """The checksums of all decoded arrays of a record, by file and name."""
-    found = {(file, name): c for file, of in record["outputs"].items() for name, c in of.get("arrays", {}).items()}
-    return found
+    return {(file, name): c for file, of in record["outputs"].items() for name, c in of.get("arrays", {}).items()}
 
 
 def result_differences(record: Record, other: Record, folders: tuple[Path, Path]) -> Iterator[str]:

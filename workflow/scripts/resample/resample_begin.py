@@ -2,21 +2,9 @@
 
 from pathlib import Path
 
-from histomri.stages.adapter import files_of, job
+from histomri.stages.adapter import job
 
 with job(snakemake):
-    from histomri.io.placements import read_placements
-    from histomri.io.sheets import block_from_dict, section_from_dict
-    from histomri.stages.resample import ResampleSettings, plan_volume
-    from histomri.stages.resample_parts import make_empty
+    from histomri.stages.resample_parts import make_empty, planned_by
 
-    choice = (snakemake.wildcards.grid, snakemake.wildcards.stain)
-    plan = plan_volume(
-        tuple(map(section_from_dict, snakemake.params.sections)),
-        files_of(snakemake.params.manifest_sections, snakemake.input.manifests),
-        block_from_dict(snakemake.params.block),
-        read_placements(Path(snakemake.input.placements)),
-        choice,
-        ResampleSettings(**snakemake.params.settings, max_memory_mb=snakemake.resources.max_memory_mb),
-    )
-    make_empty(plan, choice, Path(snakemake.output.working))
+    make_empty(*planned_by(snakemake), Path(snakemake.output.working))

@@ -21,6 +21,7 @@ from histomri.kernels.planes import split_planes
 Pixels = NDArray[Any]
 
 RGB = ("red", "green", "blue")
+JPEG_END = b"\xff\xd9"
 # resolutions that programs write when they know none; a slide scanned at exactly one of these needs its size in the sheet
 PRINT_DPI = (72.0, 90.0, 96.0, 100.0, 120.0, 150.0, 200.0, 300.0)
 PLAUSIBLE_MM = (1e-5, 1.0)

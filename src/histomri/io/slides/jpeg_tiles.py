@@ -11,12 +11,9 @@ import os
 from typing import Any
 
 import imagecodecs
-from numpy.typing import NDArray
 
+from histomri.io.slides.base import JPEG_END, Pixels
 from histomri.kernels.pyramid_compiled import address, rgb_splitter
-
-Pixels = NDArray[Any]
-JPEG_END = b"\xff\xd9"
 
 
 class JpegTiles:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from histomri.io.slides.base import RGB, Pixels, Slide, SlideInfo, channel_indices, pixel_size_from_density, problem
+from histomri.io.slides.base import JPEG_END, RGB, Pixels, Slide, SlideInfo, channel_indices, pixel_size_from_density, problem
 
 MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
 
@@ -22,7 +22,7 @@ def is_truncated(path: Path, kind: str) -> bool:
     """Whether the file lacks its end marker (cameras append bytes after it, so the last kilobytes are searched)."""
     with path.open("rb") as stream:
         stream.seek(max(0, path.stat().st_size - 65536))
-        return (b"IEND" if kind == "PNG" else b"\xff\xd9") not in stream.read()
+        return (b"IEND" if kind == "PNG" else JPEG_END) not in stream.read()
 
 
 def open_image(path: Path) -> Any:

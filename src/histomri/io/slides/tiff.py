@@ -19,6 +19,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from histomri.io.slides.base import (
+    JPEG_END,
     RGB,
     Pixels,
     Slide,
@@ -39,7 +40,6 @@ CACHE_BYTES = 48 << 20
 MAX_SEGMENT_PX = 1 << 28
 MAX_SEGMENT_BYTES = 1 << 30
 SMALL_TILE_PX = 512
-JPEG_END = b"\xff\xd9"
 PER_MM = {2: 1 / 25.4, 3: 0.1, 4: 1.0, 5: 1000.0}
 UNIT_MM = {"nm": 1e-6, "µm": 1e-3, "μm": 1e-3, "um": 1e-3, "micron": 1e-3, "mm": 1.0, "cm": 10.0, "m": 1000.0, "inch": 25.4}
 QPI_NAME = re.compile(r"<Name>([^<]+)</Name>")
