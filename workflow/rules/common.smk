@@ -19,6 +19,7 @@ from histomri.io.config import STAGES, Study, default_config, load_study
 from histomri.io.fingerprint import code_fingerprint, file_fingerprint
 from histomri.io.cluster import forget_runs, record_run
 from histomri.io.given import given_files, given_names, study_folder
+from histomri.io.links import link_problems
 from histomri.io.lock import hold_job
 from histomri.io.lock import hold_run as hold_run_of
 from histomri.io.placements import fields_file
@@ -97,6 +98,7 @@ def check_files(study):
         if f and not f.is_file()
     ]
     problems += future_problems(study)
+    problems += link_problems(study.output)
     for what in grid_problems(study.stage("resample")["grids"]):
         problems.append(Problem("config, key resample.grids", what, "give each grid a name of its own"))
     for stain, what, remedy in stain_problems(study.stage("ingest")["stains"]):

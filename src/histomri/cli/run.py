@@ -12,6 +12,7 @@ import yaml
 
 from histomri.core.errors import InputError, Problem
 from histomri.io.config import read_config
+from histomri.io.links import link_problems
 from histomri.io.resources import workflow_root
 
 HELP = "run the whole workflow on a study (what follows CONFIG goes to Snakemake)"
@@ -87,9 +88,12 @@ def run(args: argparse.Namespace) -> int:
     Raises
     ------
     InputError
-        When the config cannot be read or names no output folder.
+        When the config cannot be read or names no output folder, or that folder holds links that lead out of it.
     """
     line, folder = command(args), output_folder(args.config)
+    # before Snakemake writes its own records there
+    if problems := link_problems(folder):
+        raise InputError(*problems)
     _make(folder)
     os.chdir(folder)
     sys.stdout.flush()

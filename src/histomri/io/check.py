@@ -18,6 +18,7 @@ from histomri.core import Block, Grid, InputError, Section
 from histomri.core.errors import Problem, named
 from histomri.io.by_hand import block_problems, guide_problems, section_problems
 from histomri.io.config import config_problems, read_config, unmatched_blocks
+from histomri.io.links import link_problems
 from histomri.io.nifti import read_geometry, read_nifti
 from histomri.io.sheets import (
     Parsed,
@@ -310,6 +311,7 @@ def _output_problems(output: Path, where: str, inputs: _Inputs | None) -> Iterat
         return
     if not os.access(folder, os.W_OK | os.X_OK):
         yield Problem(where, f"{folder} is not writable", "choose another folder, or change its permissions")
+    yield from link_problems(output)
     if inputs is None:
         return
     needed, free = _needed_bytes(inputs, output), shutil.disk_usage(folder).free

@@ -137,7 +137,7 @@ def back_from_future(folder: Path) -> list[Path]:
     now = time.time()
     found = [path for path in marked if path.is_file() and path.stat().st_mtime > now]
     for path in found:
-        os.utime(path, (now, now))
+        os.utime(path, (now, now), follow_symlinks=False)
     return found
 
 

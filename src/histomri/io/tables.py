@@ -16,6 +16,8 @@ from histomri.core.errors import InputError, Problem
 NAME = re.compile(r"\w[\w.+&-]*")  # goes into file names, Snakemake wildcards and space names
 # file names have 255 bytes, of which two names and an ending of ours may become one
 MOST_NAME_BYTES = 100
+# what is left over of a killed writer, and stores, are known by these endings: a folder of that name would be removed, or not looked into
+MARKS = (".partial", ".replaced", ".zarr")
 
 
 def absolute(path: str | Path, base: Path) -> Path:
@@ -129,6 +131,8 @@ class Cells:
         elif not NAME.fullmatch(value) or len(value.encode(errors="replace")) > MOST_NAME_BYTES:
             remedy = f"use letters, digits, '.', '_', '+', '&' and '-' only, {MOST_NAME_BYTES} bytes at most"
             self.reject(column, f"{value[:MOST_NAME_BYTES]!r} cannot be part of a file name", remedy)
+        elif value.endswith(MARKS):
+            self.reject(column, f"{value!r} ends as unfinished results or stores do", f"do not end it in {' or '.join(MARKS)}")
         return value
 
     def choice(self, column: str, choices: Sequence[str], default: str) -> str:

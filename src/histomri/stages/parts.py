@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from histomri.io.atomic import write_json
 from histomri.io.publish import NOT_CONTENT, remove
 
 CURRENT = "current.json"
+NAME_BYTES = 8
+OWN_NAME = re.compile(rf"[0-9a-f]{{{2 * NAME_BYTES}}}")
 Item = TypeVar("Item")
 
 
@@ -38,7 +41,7 @@ def share(items: Sequence[Item], part: int, parts: int) -> Sequence[Item]:
 def begin(working: Path) -> Path:
     """Empty the working folder; returns the folder of the store to be made in it. Call :func:`ready` when it is made."""
     remove(working)
-    store = working / secrets.token_hex(8)
+    store = working / secrets.token_hex(NAME_BYTES)
     store.parent.mkdir(parents=True)
     return store
 
@@ -49,8 +52,17 @@ def ready(working: Path, store: Path) -> None:
 
 
 def current(working: Path) -> Path:
-    """The store to be filled."""
-    return working / str(json.loads((working / CURRENT).read_text(encoding="utf-8"))["store"])
+    """The store to be filled.
+
+    Raises
+    ------
+    RuntimeError
+        When what is written there is no name that :func:`begin` gives: it may lead out of the working folder.
+    """
+    name = str(json.loads((working / CURRENT).read_text(encoding="utf-8"))["store"])
+    if not OWN_NAME.fullmatch(name):
+        raise RuntimeError(f"{working / CURRENT}: {name!r} is no store of ours; remove {working} and run again")
+    return working / name
 
 
 def take_over(parts: Parts, partial: Path) -> int:
