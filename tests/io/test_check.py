@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -90,6 +92,21 @@ def test_faults_of_every_kind_are_reported_together(study: Path, capsys: pytest.
     ):
         assert part in text, part
     assert f"{study / 'sections.tsv'}, row 3" in text and "7 errors" in text
+
+
+@pytest.mark.parametrize("name", ["a.png", "mri.nii.gz", "sections.tsv", "blocks.tsv", "landmarks.tsv"])
+def test_a_file_dated_to_the_future_is_named_with_the_remedy(study: Path, name: str) -> None:
+    """No result could be newer, so that Snakemake would fail every job on it."""
+    (study / "landmarks.tsv").write_text("name\tsection\tx\ty\tmri_x\tmri_y\tmri_z\np\ta\t1\t2\t3\t4\t5\n")
+    (study / "config.yaml").write_text(CONFIG + "landmarks: landmarks.tsv\n")
+    for file in study.iterdir():
+        # clocks of two machines may differ a little, and no result is held against the config
+        os.utime(file, (time.time() + 30,) * 2)
+    os.utime(study / "config.yaml", (time.time() + 86400,) * 2)
+    assert found(study) == []
+    os.utime(study / name, (time.time() + 86400,) * 2)
+    problem = only(study)
+    assert problem.where == str(study / name) and "future" in problem.what and "touch" in problem.remedy
 
 
 def test_no_pixel_size_anywhere(study: Path) -> None:

@@ -76,7 +76,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("target", ["precious", "precious/file", "not there yet"])
-def test_a_link_that_leads_out_is_refused_before_anything_starts(study: Path, started: list[str], place: str, target: str) -> None:
+def test_a_link_that_leads_out_is_refused_before_anything_starts(
+    study: Path, started: list[str], place: str, target: str
+) -> None:
     outside = study.parents[1] / target
     own = link(study.parent / "out" / place, outside)
     before = sorted(study.parent.rglob("*"))

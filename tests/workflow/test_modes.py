@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +71,23 @@ def test_a_sheet_with_faults_is_refused_in_words_without_a_stack_trace(workflow:
     assert "gone.tif" in outcome.text
     assert "lost.tif" in outcome.text
     assert "Traceback" not in outcome.text
+
+
+def test_files_dated_to_the_future_and_links_out_of_the_output_are_refused_together(workflow: Any, sheets: Callable[..., Path]):
+    config = sheets({"a": True}, blockface=True)
+    study, late = config.parent, time.time() + 86400
+    for name in ("a1.tif", "a2.jpg", "mri.nii.gz", "sections.tsv", "config.yaml"):
+        os.utime(study / name, (late, late))
+    (study / "elsewhere").mkdir()
+    (study / "out").mkdir()
+    (study / "out" / "stack").symlink_to(study / "elsewhere")
+    outcome = workflow.run(config)
+    said = [line.split(": its time lies in the future")[0] for line in outcome.text.splitlines() if "(touch)" in line]
+    assert outcome.status != 0 and "Traceback" not in outcome.text
+    # the config is no input of a job: its time is no matter
+    assert {Path(where).name for where in said} == {"a1.tif", "a2.jpg", "mri.nii.gz", "sections.tsv"}
+    assert f"out of the folder of results, to {study / 'elsewhere'}" in outcome.text
+    assert [f.name for f in (study / "out").iterdir()] == ["stack"] and not [*(study / "elsewhere").iterdir()]
 
 
 def test_an_overridden_config_is_refused_in_words(workflow: Any, sheets: Callable[..., Path]):

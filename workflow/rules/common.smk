@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import sys
-import time
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -18,7 +17,7 @@ from histomri.io.by_hand import tell_pose
 from histomri.io.config import STAGES, Study, default_config, load_study
 from histomri.io.fingerprint import code_fingerprint, file_fingerprint
 from histomri.io.cluster import forget_runs, record_run
-from histomri.io.given import given_files, given_names, study_folder
+from histomri.io.given import future_problems, given_names, study_folder
 from histomri.io.links import link_problems
 from histomri.io.lock import hold_job
 from histomri.io.lock import hold_run as hold_run_of
@@ -40,8 +39,6 @@ SLIDE_COLUMNS = {"file": None, "blockface": None, "channel": None, "pixel_size_m
 HAND_COLUMNS = {"transform": None, "transform_from": None, "lock": None}
 # what ingest does not read
 PLACE_COLUMNS = {"position_mm": 0.0, "block": "block", "thickness_mm": None, "status": "ok", "flip": "auto", "rotation_deg": None}
-# between the clocks of two machines, at most
-FUTURE_S = 60
 HAND_FILES = ("transform", "lock")
 # the keys that the report's methods paragraph names; all of them change results
 NAMED_IN_METHODS = [("stack", key) for key in ("reach", "search_px", "fine_px", "alpha")]
@@ -108,14 +105,6 @@ def check_files(study):
     problems += order_problems(study)
     if problems:
         raise InputError(*problems)
-
-
-def future_problems(study):
-    """The user's files that are dated to the future: Snakemake takes every result for older than them."""
-    soon = time.time() + FUTURE_S
-    late = [f for f in given_files(study) if f.exists() and f.stat().st_mtime > soon]
-    what = "its time lies in the future, so that no result could be newer"
-    return [Problem(str(f), what, "correct the clock, or give the file the present time (touch)") for f in late]
 
 
 def order_problems(study):

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -17,7 +18,8 @@ from histomri.backend import has_gpu
 from histomri.core import Block, Grid, InputError, Section
 from histomri.core.errors import Problem, named
 from histomri.io.by_hand import block_problems, guide_problems, section_problems
-from histomri.io.config import config_problems, read_config, unmatched_blocks
+from histomri.io.config import config_problems, load_study, read_config, unmatched_blocks
+from histomri.io.given import future_problems
 from histomri.io.links import link_problems
 from histomri.io.nifti import read_geometry, read_nifti
 from histomri.io.sheets import (
@@ -81,6 +83,8 @@ def check_study(config_path: Path) -> list[Problem]:
         problems += _input_problems(inputs, _positive(config.get("pixel_size_mm")))
     if _is_text(config.get("output")):
         problems += _output_problems(absolute(config["output"], path.parent), f"{path}, key output", inputs)
+    with suppress(InputError):  # what stops it is among the problems already
+        problems += future_problems(load_study(path))
     return list(dict.fromkeys(problems))
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
+from histomri.core.errors import Problem
 from histomri.io.config import Study
 from histomri.io.placements import fields_file
 from histomri.io.tables import absolute
 
 ELSEWHERE = "elsewhere"
+# between the clocks of two machines, at most
+FUTURE_S = 60
 
 
 def given_files(study: Study) -> list[Path]:
@@ -42,3 +46,11 @@ def given_names(study: Study) -> dict[str, Path]:
             number, unique = number + 1, f"{name} ({number + 1})"
         found[unique] = file
     return found
+
+
+def future_problems(study: Study) -> list[Problem]:
+    """The user's files that are dated to the future: Snakemake takes every result for older than them."""
+    soon = time.time() + FUTURE_S
+    late = [f for f in given_files(study) if f.exists() and f.stat().st_mtime > soon]
+    what = "its time lies in the future, so that no result could be newer"
+    return [Problem(str(f), what, "correct the clock, or give the file the present time (touch)") for f in late]
