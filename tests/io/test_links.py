@@ -21,7 +21,7 @@ from histomri.io.publish import back_from_future, remove_leftovers, whole
 from histomri.io.sheets import parse_blocks, parse_guides, parse_landmarks, parse_sections, read_sections
 from histomri.stages.parts import begin, current, ready
 
-# one for each way that a run writes: stores, folders of a stage, plain files, logs, its own records, Snakemake's, jobs that fill a store
+# one for each way that a run writes: stores, folders of a stage, plain files, logs, records of ours and of Snakemake's
 PLACES = [
     "sections/x.ome.zarr",
     "sections/x.ome.zarr/.snakemake_timestamp",

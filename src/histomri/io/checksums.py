@@ -74,7 +74,7 @@ def _parts(array: Any) -> Iterator[Values]:
 def _of_store(path: Path) -> Iterator[tuple[str, Any]]:
     import zarr
 
-    group: Any = zarr.open_group(str(path), mode="r")
+    group: Any = zarr.open_group(str(path), mode="r", zarr_format=3)
     found = {name: member for name, member in group.members(max_depth=None) if isinstance(member, zarr.Array)}
     yield from sorted(found.items())
 

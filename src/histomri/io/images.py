@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from histomri.core import Grid, Image, InputError
 from histomri.core.errors import Problem
+from histomri.io.memory import available_memory_mb
 from histomri.io.nifti import read_geometry, read_nifti
 from histomri.io.slides import Slide, open_slide
 
@@ -124,13 +126,15 @@ def _open_zarr(path: Path) -> OpenImage:
     """A level by its path (``image.ome.zarr/1``), or level 0 of a whole image."""
     import zarr
 
+    from histomri.io.bounded_zarr import bounded
+
     try:
         node: Any = zarr.open(str(path), mode="r")
         group: Any = node if isinstance(node, zarr.Group) else zarr.open_group(str(path.parent), mode="r")
         scales = dict(group.attrs).get("ome", dict(group.attrs))["multiscales"][0]
         levels = {str(d["path"]): d for d in scales["datasets"]}
         name = next(iter(levels)) if node is group else path.name
-        return _zarr_level(path, group[name], scales, levels[name])
+        return _zarr_level(path, bounded(group[name]), scales, levels[name])
     except InputError:
         raise
     except Exception as error:  # zarr and its codecs raise whatever they like on a damaged store
@@ -149,6 +153,10 @@ def _zarr_level(path: Path, array: Any, scales: dict[str, Any], dataset: dict[st
     count = sizes.get("c", 1)
     names = _zarr_channels(count)
     data = ZarrPixels(array, axes, space)
+    needed, most = math.prod(data.shape) * data.dtype.itemsize, available_memory_mb() * 1e6
+    if len(space) != 2 and needed > most:
+        what = f"{needed / 1e9:.1f} GB of voxels are read whole, {most / 1e9:.1f} GB of memory are free"
+        raise _error(path, what, "name a coarser level of it, such as image.ome.zarr/2")
     return OpenImage(path, Image(grid, data if len(space) == 2 else data[...], names), "zarr", unit)
 
 

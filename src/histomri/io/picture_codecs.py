@@ -39,12 +39,15 @@ def encode_picture(codec: str, pixels: Pixels, options: dict[str, Any]) -> bytes
     return bytes(encoders[codec](picture, **options))
 
 
-def decode_picture(codec: str, data: Any) -> Pixels:
-    """Pixels (y, x), or (y, x, c). Raises whatever the decoder does on bad bytes."""
+def decode_picture(codec: str, data: Any, out: Pixels | None = None) -> Pixels:
+    """Pixels (y, x), or (y, x, c). Raises whatever the decoder does on bad bytes.
+
+    A picture that does not fit ``out``, of the same axes, raises ``ValueError`` before memory is taken for its pixels.
+    """
     import imagecodecs
 
     decoders: dict[str, Callable[..., Any]] = {"jpeg": imagecodecs.jpeg8_decode, "jpegxl": imagecodecs.jpegxl_decode}
-    return np.asarray(decoders[codec](data))
+    return np.asarray(decoders[codec](data, out=out))
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,9 @@ class PictureCodec(ArrayBytesCodec):
         return {"name": f"imagecodecs_{self.codec}", "configuration": dict(self.options)}
 
     async def _decode_single(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
-        pixels = await asyncio.to_thread(decode_picture, self.codec, chunk_bytes.to_bytes())
+        shape = chunk_spec.shape[:-1] if chunk_spec.shape[-1] == 1 else chunk_spec.shape
+        out = np.empty(shape, chunk_spec.dtype.to_native_dtype())
+        pixels = await asyncio.to_thread(decode_picture, self.codec, chunk_bytes.to_bytes(), out)
         return chunk_spec.prototype.nd_buffer.from_numpy_array(pixels.reshape(chunk_spec.shape))
 
     async def _encode_single(self, chunk_array: Any, chunk_spec: Any) -> Any:

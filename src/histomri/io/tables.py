@@ -16,7 +16,7 @@ from histomri.core.errors import InputError, Problem
 NAME = re.compile(r"\w[\w.+&-]*")  # goes into file names, Snakemake wildcards and space names
 # file names have 255 bytes, of which two names and an ending of ours may become one
 MOST_NAME_BYTES = 100
-# what is left over of a killed writer, and stores, are known by these endings: a folder of that name would be removed, or not looked into
+# of stores, and of what killed writers leave: a folder of such a name would not be looked into, or be removed
 MARKS = (".partial", ".replaced", ".zarr")
 
 

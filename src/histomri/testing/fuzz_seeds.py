@@ -192,6 +192,7 @@ def _niftis(folder: Path) -> list[Path]:
 
 def _zarrs(folder: Path) -> list[Path]:
     import zarr
+    from zarr.codecs import GzipCodec, ZstdCodec
 
     pixels, grid = picture((*SHAPE, 3)), Grid(SHAPE, np.array([0.001, 0.001]))
     for codec in ("zstd", "blosc-lz4", "none", "jpegxl", "jpeg"):
@@ -204,7 +205,12 @@ def _zarrs(folder: Path) -> list[Path]:
     axes = [{"name": n, "type": "space", "unit": "micrometer"} for n in "zyx"]
     scale = [{"type": "scale", "scale": [1, 2, 0.5, 0.5]}]
     datasets: Any = [{"path": "0", "coordinateTransformations": scale}]
-    old.attrs["multiscales"] = [{"version": "0.4", "axes": [{"name": "c", "type": "channel"}, *axes], "datasets": datasets}]
+    multiscales: Any = [{"version": "0.4", "axes": [{"name": "c", "type": "channel"}, *axes], "datasets": datasets}]
+    old.attrs["multiscales"] = multiscales
+    other = zarr.open_group(str(folder / "gzip.ome.zarr"), mode="w")
+    options: Any = {"chunks": (1, 1, 32, 32), "shards": (1, 3, 64, 64), "compressors": [GzipCodec(), ZstdCodec()]}
+    other.create_array("0", data=picture((2, 3, *SHAPE), "uint16"), **options)
+    other.attrs["ome"] = {"version": "0.5", "multiscales": multiscales}
     return sorted(folder.iterdir())
 
 

@@ -58,6 +58,18 @@ def channel_names(ome: dict[str, Any], count: int, dtype: np.dtype[Any]) -> tupl
     return ("intensity",) if count == 1 else tuple(f"channel_{i}" for i in range(count))
 
 
+def _bound(path: Path, arrays: list[Any]) -> None:
+    """Keep the codecs of some arrays to the size of their chunks. Raises ``InputError`` where that cannot be done."""
+    from histomri.io.bounded_zarr import UnboundedError, bounded
+
+    try:
+        for array in arrays:
+            bounded(array)
+    except UnboundedError as error:
+        remedy = "store it again with smaller chunks, coded by zstd, blosc or gzip"
+        raise problem(path, f"cannot be read safely: {error}", remedy) from error
+
+
 class ZarrSlide(Slide):
     """An OME-Zarr image. A chunk that cannot be decoded is filled with zeros and counted; ``tiles`` are chunks (or shards)."""
 
@@ -72,6 +84,7 @@ class ZarrSlide(Slide):
             self._arrays = [group[str(d["path"])] for d in scales["datasets"]]
         except Exception as error:
             raise problem(path, f"lacks a level ({type(error).__name__}: {error})", "copy the whole folder again") from error
+        _bound(path, self._arrays)
         sizes = dict(zip(self._axes, self._arrays[0].shape, strict=True))
         self._plane = checked_plane(path, plane, sizes.get("z", 1))
         dtype = np.dtype(self._arrays[0].dtype)
