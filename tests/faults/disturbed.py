@@ -39,7 +39,7 @@ RULES = (
     "provenance",
 )
 # what carries times, a process or the machine; ITK's HDF5 files carry the time of writing, and are compared decoded
-TIMED = ("provenance.json", ".histomri.lock", ".histomri.run")
+TIMED = ("provenance.json", ".histomri.lock", ".histomri.run", "SHA256SUMS")
 
 
 @dataclass

@@ -439,6 +439,7 @@ def results():
         *manifests(),
         *(f"blockface/{b}.ome.zarr" for b in BLOCKS if STUDY.has_blockface(b)),
         "transforms/graph.json",
+        "transforms/SHA256SUMS",
         *(f"transforms/{b}" for b in BLOCKS),
         *(f"{v}{ending}" for v in volumes() for ending in (".ome.zarr", *VOLUME_FILES)),
         "evaluation/metrics.json",

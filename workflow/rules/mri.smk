@@ -100,6 +100,7 @@ rule mri_transforms:
         placements=[final_placements(b) for b in BLOCKS],
     output:
         graph="transforms/graph.json",
+        sums="transforms/SHA256SUMS",
         blocks=[directory(f"transforms/{b}") for b in BLOCKS],
     params:
         sections=lambda w: rows(),

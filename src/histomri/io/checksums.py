@@ -90,10 +90,10 @@ def _of_nifti(path: Path) -> Iterator[tuple[str, Values]]:
 
 
 def _of_transform(path: Path) -> Iterator[tuple[str, Values]]:
-    from histomri.io.transform_files import read_transform
+    from histomri.io.transform_sums import read_published
     from histomri.transforms import Affine, Chain, DisplacementField
 
-    for i, step in enumerate(Chain.steps_of(read_transform(path))):
+    for i, step in enumerate(Chain.steps_of(read_published(path))):
         if isinstance(step, Affine):
             yield f"{i}.matrix", step.matrix
         elif isinstance(step, DisplacementField):

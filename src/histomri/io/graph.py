@@ -13,7 +13,7 @@ import numpy as np
 from histomri.core import Grid, InputError
 from histomri.core.errors import Problem
 from histomri.io.atomic import write_json
-from histomri.io.transform_files import read_transform
+from histomri.io.transform_sums import read_published
 from histomri.transforms import Transform
 from histomri.transforms.graph import Edge, PlaneEdge, SectionSpace, Space, SpaceGraph, slide_edge
 
@@ -104,4 +104,4 @@ def _edge(record: dict[str, Any], sections: dict[str, SectionSpace], folder: Pat
 
 
 def _loader(path: Path, from_space: str, to_space: str) -> Callable[[], Transform]:
-    return lambda: read_transform(path, from_space, to_space)
+    return lambda: read_published(path, from_space, to_space)

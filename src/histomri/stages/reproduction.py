@@ -125,4 +125,6 @@ def _by_how_much(file: str, name: str, folders: tuple[Path, Path]) -> str:
         old, new = (dict(decoded(folder / file))[name] for folder in folders)
     except (OSError, KeyError):
         return "its values are others (the recorded file is not here to compare them)"
+    except InputError as error:
+        return f"its values are others (and cannot be compared: {error.problems[0].what})"
     return difference(old[...], new[...]) or "its values are others (the recorded file has changed since, and equals the new one)"

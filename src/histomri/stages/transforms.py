@@ -15,6 +15,7 @@ from histomri.io.graph import write_graph
 from histomri.io.placements import at_placed_positions, read_placements
 from histomri.io.sections import SectionManifest, read_manifest
 from histomri.io.transform_files import write_affine, write_chain_2d
+from histomri.io.transform_sums import write_sums
 from histomri.transforms.placement import Placement, Placements
 
 LONE_REACH_MM = 0.5
@@ -37,7 +38,7 @@ def publish_transforms(
     folder: Path,
 ) -> None:
     """Write ``<block>/block_to_<section>.h5``, ``<block>/<section>_to_block.h5``, ``<block>/mri_to_block.tfm``,
-    ``<block>/block_to_mri.tfm`` and, last, ``graph.json`` under ``folder``, each file atomically.
+    ``<block>/block_to_mri.tfm``, ``SHA256SUMS`` of them and, last, ``graph.json`` under ``folder``, each file atomically.
 
     ``manifests`` and ``placements_by_block`` map ids to paths; a section without a manifest or a placement appears in the graph
     with the reason.
@@ -57,13 +58,19 @@ def publish_transforms(
         has_mri |= _publish_pose(published, placements)
     if has_mri:
         published.spaces["mri"] = {"type": "mri", "axes": "LPS in the files, RAS at the command line"}
+    write_sums(published.folder, _files(published))
     write_graph(published.folder / "graph.json", published.spaces, published.edges)
     _remove_orphans(published, [b.id for b in blocks])
 
 
+def _files(published: _Published) -> list[str]:
+    """The files that the graph names."""
+    return [str(e[key]) for e in published.edges for key in ("file", "inverse_file")]
+
+
 def _remove_orphans(published: _Published, blocks: Sequence[str]) -> None:
     """Files of an earlier run that the graph does not name any more would be taken for valid ones."""
-    named = {published.folder / e[key] for e in published.edges for key in ("file", "inverse_file")}
+    named = {published.folder / name for name in _files(published)}
     for block in blocks:
         for pattern in ("block_to_*", "*_to_block.*"):
             for file in set((published.folder / block).glob(pattern)) - named:
