@@ -131,7 +131,7 @@ def _zstd(data: bytes, most: int) -> bytes:
 
 
 def _blosc(data: bytes, most: int) -> bytes:
-    import numcodecs
+    import numcodecs  # type: ignore[import-untyped]
 
     *_, size, block, coded = BLOSC_HEAD.unpack_from(data)
     if size > most or block > size or coded > len(data):
