@@ -30,10 +30,9 @@ def config(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files that were tried in a process of their own."""
+    """The files that would be tried in a process of their own, which takes a while."""
     found: list[str] = []
-    real = transform_sums.fails_in_itk
-    monkeypatch.setattr(transform_sums, "fails_in_itk", lambda path: bool(found.append(path.name)) or real(path))
+    monkeypatch.setattr(transform_sums, "fails_in_itk", lambda path: bool(found.append(path.name)))
     return found
 
 
@@ -68,10 +67,14 @@ def test_a_transform_that_was_tampered_with_is_refused_unread(
         checksums(forward(config))
 
 
-def test_a_damaged_file_of_an_older_result_ends_a_process_of_its_own(config: Path, tmp_path: Path, tried: list[str]) -> None:
+def test_a_sound_file_of_an_older_result_is_tried_and_read(config: Path, tmp_path: Path, tried: list[str]) -> None:
     assert mapped(config, tmp_path) == 0 and tried == []
     (forward(config).parents[1] / SUMS).unlink()
     assert mapped(config, tmp_path) == 0 and "block_to_a.h5" in tried
+
+
+def test_a_damaged_file_of_an_older_result_ends_a_process_of_its_own(config: Path, tmp_path: Path) -> None:
+    (forward(config).parents[1] / SUMS).unlink()
     break_it(forward(config))
     assert mapped(config, tmp_path) == 2
     with pytest.raises(InputError, match="the file is damaged"):

@@ -7,14 +7,20 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from histomri.core import Block
 from histomri.io.config import STAGES, read_schema
+from histomri.io.placements import write_placements
 from histomri.io.sheets import SECTION_COLUMNS
+from histomri.io.transform_files import write_affine
+from histomri.transforms import Affine
+from histomri.transforms.placement import Placement, Placements
 
 ROOT = Path(__file__).parents[2]
 PLAN = Path(__file__).parent / "plan.py"
@@ -138,16 +144,26 @@ COLUMNS: dict[str, tuple[str, set[str]]] = {
     "flip": ("horizontal", ROW_READERS | EDGES),
     "rotation_deg": ("90", ROW_READERS | EDGES),
     "blockface": ("new.jpg", VOLUME),
+    "stain": ("other", INGEST | ROW_READERS | EDGES),
+    # columns that need another one beside them, and columns of the user's own
+    "transform": ("r.tfm", SOLVE),
+    "lock": ("lock.json", SOLVE),
+    "note": ("torn", EVALUATE),
 }
-ELSEWHERE = {
-    "section",
-    "block",
-    "index",
-    "stain",
-    "transform",
-    "transform_from",
-    "lock",
-}  # test_repair.py and test_reruns.py, or new jobs
+BESIDE = {"transform": {"transform_from": "a0"}}
+# Another value in block a's row of the blocks' sheet, and the rules of its own block (or of the whole study) that use it.
+READ_MRI = POSE | REFINE | VERIFY | RESAMPLE | EVALUATE | REPORT
+BLOCK_COLUMNS: dict[str, tuple[str, set[str]]] = {
+    "mri": ("new.nii.gz", READ_MRI),
+    "mri_mask": ("mask.nii.gz", READ_MRI),
+    "blockface_pixel_size_mm": ("0.03", VOLUME),
+    "mirror": ("auto", POSE),
+    "pose": ("p.tfm", POSE),
+}
+# block b has no MRI: what is said of one there is no matter to it
+WITHOUT_MRI = {"mirror": "auto", "blockface_pixel_size_mm": "0.03"}
+# what makes new jobs, or none
+NAMES = {"section", "block", "index"}
 
 
 def every_key() -> dict[str, Any]:
@@ -158,7 +174,8 @@ def every_key() -> dict[str, Any]:
 
 def test_every_key_has_a_row() -> None:
     assert set(KEYS) | NOT_A_SETTING == set(every_key())
-    assert set(COLUMNS) | ELSEWHERE == set(SECTION_COLUMNS)
+    assert {*COLUMNS, *NAMES, *(c for beside in BESIDE.values() for c in beside)} - {"note"} == set(SECTION_COLUMNS)
+    assert {*BLOCK_COLUMNS, "block"} == {f.name.replace("id", "block") for f in fields(Block)}
 
 
 Jobs = dict[tuple[str, ...], dict[str, Any]]
@@ -203,8 +220,11 @@ def write_study(folder: Path) -> Path:
     """Two blocks of empty files, one with an MRI, both photographed, and what the changed configs and sheets name."""
     for name in ("mri.nii.gz", *(f"{b}{i}.{kind}" for b in "ab" for i in range(4) for kind in ("tif", "jpg"))):
         (folder / name).touch()
-    for name in ("new.tif", "new.jpg"):
+    for name in ("new.tif", "new.jpg", "new.nii.gz", "mask.nii.gz"):
         (folder / name).write_bytes(b"other")
+    write_affine(folder / "r.tfm", Affine.identity(2))
+    write_affine(folder / "p.tfm", Affine.identity(3))
+    write_placements(folder / "lock.json", Placements("a", {"a1": Placement("a1", 0.5, Affine.identity(2))}))
     rows = [f"{b}{i}\t{b}{i}.tif\t{b}\t{i * 0.5}\tok\t{b}{i}.jpg" for b in "ab" for i in range(4)]
     for name in ("sections.tsv", "other.tsv"):
         (folder / name).write_text("\n".join(["section\tfile\tblock\tposition_mm\tstatus\tblockface", *rows]) + "\n")
@@ -229,25 +249,33 @@ def with_key(config: Path, key: str, value: Any, file: str = "") -> Path:
     return changed
 
 
-def with_column(config: Path, column: str, value: str) -> Path:
-    """The config with another sheet, in which section a1 has that value."""
-    rows = [line.split("\t") for line in config.with_name("sections.tsv").read_text().splitlines()]
-    header = rows[0] if column in rows[0] else [*rows[0], column]
-    changed = [[*row, *[""] * (len(header) - len(row))] for row in rows[1:]]
-    for row in changed:
-        if row[0] == "a1":
-            row[header.index(column)] = value
-    config.with_name(f"{column}.tsv").write_text("\n".join("\t".join(row) for row in [header, *changed]) + "\n")
-    return with_key(config, "sections", f"{column}.tsv", f"column {column}.yaml")
+def with_cells(config: Path, cells: Mapping[str, str], name: str, row: str = "a1", sheet: str = "sections") -> Path:
+    """The config with another sheet, in which the row of a section (or block) has those values."""
+    rows = [line.split("\t") for line in config.with_name(f"{sheet}.tsv").read_text().splitlines()]
+    header = [*rows[0], *(c for c in cells if c not in rows[0])]
+    changed = [dict(zip(header, [*line, *[""] * len(header)], strict=False)) for line in rows[1:]]
+    lines = [(line | cells if line[header[0]] == row else line).values() for line in changed]
+    config.with_name(f"{name}.tsv").write_text("\n".join("\t".join(line) for line in [header, *lines]) + "\n")
+    return with_key(config, sheet, f"{name}.tsv", f"{name}.yaml")
 
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Jobs]:
     """The jobs of a study as it is (""), with each key changed, and with each column changed ("column NAME")."""
     config = write_study(tmp_path_factory.mktemp("keys"))
-    configs = [config, *(with_key(config, key, value) for key, (value, _) in KEYS.items())]
-    configs += [with_column(config, column, value) for column, (value, _) in COLUMNS.items()]
-    return dict(zip(["", *KEYS, *(f"column {c}" for c in COLUMNS)], plans(configs), strict=True))
+    configs = {"": config, **{key: with_key(config, key, value) for key, (value, _) in KEYS.items()}}
+    for column, (value, _) in COLUMNS.items():
+        name = f"column {column}"
+        configs[name] = with_cells(config, {column: value, **BESIDE.get(column, {})}, name)
+    for column, (value, _) in BLOCK_COLUMNS.items():
+        name = f"blocks {column}"
+        configs[name] = with_cells(config, {column: value}, name, "a", "blocks")
+    configs["without MRI"] = with_cells(config, WITHOUT_MRI, "without MRI", "b", "blocks")
+    configs["renamed"] = with_cells(config, {"section": "a9"}, "renamed")
+    configs["moved"] = with_cells(config, {"block": "b", "position_mm": "0.7"}, "moved")
+    indexed = with_cells(config, {"position_mm": "", "index": "1"}, "index")
+    configs["index"] = with_key(indexed, "section_spacing_mm", 0.5, "index.yaml")
+    return dict(zip(configs, plans(list(configs.values())), strict=True))
 
 
 def test_a_key_redoes_what_uses_it_and_nothing_else(planned: dict[str, Jobs]) -> None:
@@ -291,3 +319,37 @@ def test_a_column_redoes_what_reads_it_in_its_own_block(planned: dict[str, Jobs]
     # the config names another sheet, which the provenance records; stack_deform is for blocks without an MRI
     assert roots(before, after) - PROVENANCE == COLUMNS[column][1] - DEFORM
     assert not {name for name, job in after.items() if name[1:2] == ("b",) and job["params"] != before[name]["params"]}
+
+
+@pytest.mark.parametrize("column", BLOCK_COLUMNS)
+def test_a_column_of_the_blocks_redoes_what_reads_it_in_its_own_block(planned: dict[str, Jobs], column: str) -> None:
+    before, after = planned[""], planned[f"blocks {column}"]
+    assert roots(before, after) - PROVENANCE == BLOCK_COLUMNS[column][1]
+    assert not {name for name, job in after.items() if name[1:2] == ("b",) and job["params"] != before[name]["params"]}
+    assert not {name for name in due(before, after) if name[0] in INGEST | EDGES}
+
+
+def test_a_hand_that_a_block_has_no_mri_for_redoes_nothing_but_its_photographs(planned: dict[str, Jobs]) -> None:
+    assert roots(planned[""], planned["without MRI"]) - PROVENANCE == VOLUME
+
+
+def test_a_section_that_is_renamed_is_ingested_and_redoes_its_block_alone(planned: dict[str, Jobs]) -> None:
+    before, after = planned[""], planned["renamed"]
+    again = due(before, after)
+    assert {name for name in again if name[0] in INGEST} == {("ingest_section", "a9")}
+    expected = ROW_READERS | EDGES | VOLUME | TRANSFORMS | INGEST | PROVENANCE
+    assert {name[0] for name in again} == expected - DEFORM
+    assert not {name for name in again if name[1:2] == ("b",)}
+
+
+def test_a_section_that_goes_to_another_block_redoes_both_and_no_ingest(planned: dict[str, Jobs]) -> None:
+    again = due(planned[""], planned["moved"])
+    assert not {name for name in again if name[0] in INGEST}
+    both = {name[0] for name in again if name[1:2] == ("a",)}, {name[0] for name in again if name[1:2] == ("b",)}
+    shared = VOLUME | PLACE | EDGES | ORDER | SOLVE | RESAMPLE
+    assert both == (shared | POSE | REFINE | VERIFY, shared | DEFORM)
+
+
+def test_an_index_that_says_the_same_position_redoes_nothing(planned: dict[str, Jobs]) -> None:
+    assert roots(planned[""], planned["index"]) == PROVENANCE
+    assert due(planned[""], planned["index"]) == {("provenance",)}

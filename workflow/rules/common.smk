@@ -11,7 +11,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from histomri.core import Section
+from histomri.core import Block, Section
 from histomri.core.errors import HistomriError, InputError, Problem
 from histomri.io.by_hand import tell_pose
 from histomri.io.config import STAGES, Study, default_config, load_study
@@ -259,13 +259,14 @@ def pose_guides(block_id):
 
 
 def block_row(block_id):
-    """A block's row without its rough pose, which only the search of the pose reads."""
-    return block_to_dict(portable_files(replace(BLOCKS[block_id], pose=None), "mri", "mri_mask"))
+    """A block's row without what only the search of the pose reads, and without what only the photographs' volume does."""
+    row = replace(BLOCKS[block_id], pose=None, mirror="no", blockface_pixel_size_mm=None)
+    return block_to_dict(portable_files(row, "mri", "mri_mask"))
 
 
 def block_row_with_pose(block_id):
-    """A block's row."""
-    return block_to_dict(portable_files(BLOCKS[block_id], "mri", "mri_mask", "pose"))
+    """A block's row without what only the photographs' volume reads."""
+    return block_to_dict(portable_files(replace(BLOCKS[block_id], blockface_pixel_size_mm=None), "mri", "mri_mask", "pose"))
 
 
 def pose_files(block_id):
@@ -277,6 +278,11 @@ def pose_files(block_id):
 def block_for_blockface(block_id):
     """A block's row without its MRI, which photographs know nothing of."""
     return block_to_dict(replace(BLOCKS[block_id], mri=None, mri_mask=None, mirror="no", pose=None))
+
+
+def block_names():
+    """The rows of all blocks without anything but their names."""
+    return [block_to_dict(Block(b)) for b in BLOCKS]
 
 
 def block_rows():

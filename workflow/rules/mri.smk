@@ -105,7 +105,7 @@ rule mri_transforms:
     params:
         sections=lambda w: rows(),
         manifest_sections=lambda w: manifest_sections(),
-        blocks=block_rows(),
+        blocks=block_names(),
         code=code("mri", "mri_transforms"),
     log:
         "logs/mri/transforms.log",
