@@ -211,7 +211,7 @@ class SliceToVolume:
         voxel = self.settings.volume_mm
         current = {k: self.placements[k] for k in self.order}
         grid = block_grid(self.pixels, current, voxel)
-        stack = Scaled(*reconstruct(self.pixels, current, grid, self.settings.max_gap_mm))
+        stack = Scaled(*reconstruct(self.pixels, current, grid, self.settings.max_gap_mm), len(current))
         before = refine_pose(stack, self.mri, self.block_to_mri, (voxel,), models=())
         after = refine_pose(stack, self.mri, self.block_to_mri, (2 * voxel, voxel), models=("affine",))
         if after is not None and (before is None or after.score > before.score):
