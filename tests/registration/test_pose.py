@@ -21,6 +21,7 @@ from histomri.registration.pose import (
     at_spacing_3d,
     axis_prior,
     different,
+    expected_strain,
     find_pose,
     possible,
     refine_given,
@@ -171,6 +172,10 @@ def test_an_axis_between_its_own_scale_and_that_of_the_plane_is_expected() -> No
     assert weighted(1.1) == pytest.approx(0, abs=1e-12)
     assert weighted(1.0) == pytest.approx(weighted(1.21), rel=1e-9)
     assert weighted(0.7) > 9 > weighted(0.9)
+    # the same in the words of the depths
+    strain, spread = expected_strain(np.diag([0.88, 1.21, 1.21, 1.0]))
+    assert 0.88 * (1 + strain) == pytest.approx(1.1)
+    assert spread == pytest.approx(0.1)
 
 
 def test_few_sections_do_not_let_the_scale_along_the_axis_run_away() -> None:

@@ -383,6 +383,13 @@ def axis_prior(matrix: Float, weight: float) -> Prior:
     return terms
 
 
+def expected_strain(matrix: Float) -> tuple[float, float]:
+    """By what share the scale along the cutting axis should change, and its standard deviation (see :func:`axis_prior`)."""
+    scales = np.linalg.norm(matrix[:3, :3], axis=0)
+    change = np.log(scales[0]) - 0.25 * np.log(scales[1:]).sum()
+    return float(np.expm1(-change)), AXIS_SPREAD
+
+
 def _inner(aligned: Channels, grid: Grid) -> NDArray[np.float32]:
     """The part of an aligned volume that lies on the fixed grid itself."""
     start = [(n - m) // 2 for n, m in zip(aligned.grid.shape, grid.shape, strict=True)]
