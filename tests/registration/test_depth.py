@@ -29,6 +29,28 @@ def test_z_shift_scale_and_tilt_come_out_despite_bad_sections(share: float) -> N
     assert np.array_equal(change[1:], np.eye(4)[1:]), "only depth may change"
 
 
+def test_a_strain_that_few_quarters_cannot_tell_is_drawn_to_what_is_expected() -> None:
+    """Four sections, 16 quarters, no strain: what noise says of it is halved by a prior as wide as the noise."""
+    found = []
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        points = np.column_stack([np.repeat([0.5, 1.5, 2.5, 3.5], 4), random.uniform(-5, 5, (16, 2))])
+        depths = 0.2 + random.normal(scale=0.4, size=16)
+        fits = [depth_correction(points, depths, strain) for strain in ((0.0, np.inf), (0.0, 0.1), (0.03, 0.001))]
+        found.append([fit[0, 0] - 1 for fit in fits if fit is not None])
+    free, held, sure = np.array(found).T
+    assert np.sqrt((held**2).mean()) < 0.7 * np.sqrt((free**2).mean())
+    np.testing.assert_allclose(sure, 0.03, atol=0.002)
+
+
+def test_a_strain_that_many_sections_show_is_believed() -> None:
+    points = scattered(5)
+    depths = points[:, 0] * -0.15 + np.random.default_rng(6).normal(scale=0.05, size=len(points))
+    change = depth_correction(points, depths, (0.05, 0.1))
+    assert change is not None
+    assert change[0, 0] - 1 == pytest.approx(-0.15, abs=0.005)
+
+
 def test_too_few_sections_change_nothing() -> None:
     points = scattered(3, 8)
     assert depth_correction(points, np.ones(8)) is None

@@ -19,10 +19,13 @@ from histomri.registration.pose import (
     Scaled,
     _Correlation,
     at_spacing_3d,
+    axis_prior,
     different,
+    expected_strain,
     find_pose,
     possible,
     refine_given,
+    refine_pose,
     search_orientations,
     super_fibonacci,
 )
@@ -145,6 +148,50 @@ def test_a_given_pose_that_is_wrong_is_not_left_for_another() -> None:
     wrong[:3, :3] = truth[:3, :3] @ Rotation.from_euler("xyz", (0, 90, 0), degrees=True).as_matrix()
     stack, mri = _pair(truth)
     assert not different(refine_given(stack, mri, wrong).best.block_to_mri, wrong, stack.mask)
+
+
+@pytest.mark.parametrize("scale", [0.8, 1.0, 1.3])
+def test_the_slope_of_the_axis_prior_is_that_of_its_value(scale: float) -> None:
+    rng = np.random.default_rng(3)
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.diag([scale, 1.1, 1.2]) + rng.normal(scale=0.05, size=(3, 3))
+    prior, step = axis_prior(matrix, 0.7), np.eye(4)
+    value, slope, curve = prior(step)
+    for i in range(12):
+        nudged = step.copy()
+        nudged[:3].ravel()[i] += 1e-6
+        # half of the derivative, as the sums of the images give it
+        assert slope[i] == pytest.approx(0.5 * (prior(nudged)[0] - value) / 1e-6, abs=2e-4 * max(1.0, abs(slope).max()))
+    np.testing.assert_allclose(curve * value, np.outer(slope, slope), rtol=1e-9, atol=1e-12)
+
+
+def test_an_axis_between_its_own_scale_and_that_of_the_plane_is_expected() -> None:
+    def weighted(along: float) -> float:
+        return axis_prior(np.diag([along, 1.21, 1.21, 1.0]), 1.0)(np.eye(4))[0]
+
+    assert weighted(1.1) == pytest.approx(0, abs=1e-12)
+    assert weighted(1.0) == pytest.approx(weighted(1.21), rel=1e-9)
+    assert weighted(0.7) > 9 > weighted(0.9)
+    # the same in the words of the depths
+    strain, spread = expected_strain(np.diag([0.88, 1.21, 1.21, 1.0]))
+    assert 0.88 * (1 + strain) == pytest.approx(1.1)
+    assert spread == pytest.approx(0.1)
+
+
+def test_few_sections_do_not_let_the_scale_along_the_axis_run_away() -> None:
+    """Three planes alike say nothing of their distances: without a prior whatever noise says is believed."""
+    grid = Grid((9, 24, 24), np.ones(3), np.array([-4.0, -11.5, -11.5]))
+    z, y, x = grid.points().transpose(3, 0, 1, 2)
+    inside = (y**2 + x**2 < 90) & (abs(z) < 3.5)
+    column = (1 + 0.5 * np.cos(y) * np.sin(0.8 * x)) * inside
+    noise = np.random.default_rng(2).normal(scale=0.08, size=column.shape) * inside
+    stack = Image(grid, (column + noise).astype(np.float32)), Image(grid, inside)
+    mri = Scaled(Image(grid, column.astype(np.float32)), Image(grid, inside))
+    start = np.diag([0.85, 1.0, 1.0, 1.0])
+    found = [refine_pose(Scaled(*stack, sections), mri, start, (1.0,), ("affine",)) for sections in (None, 1)]
+    along = [float(np.linalg.norm(c.block_to_mri[:3, 0])) for c in found if c is not None]
+    assert abs(along[1] - 1) < abs(along[0] - 1)
+    assert abs(along[1] - 1) < 0.1
 
 
 def test_no_tissue_is_an_error_in_words() -> None:

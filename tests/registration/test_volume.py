@@ -12,7 +12,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 from synthetic import centred, rigid
 
 from histomri.core import Grid, Image
-from histomri.registration.volume import SectionPixels, block_grid, field_pixels, on_plane, plane_grid, reconstruct, slabs
+from histomri.registration.volume import (
+    SectionPixels,
+    block_grid,
+    field_pixels,
+    on_plane,
+    plane_grid,
+    reconstruct,
+    slabs,
+    stain_tones,
+)
 from histomri.transforms import Affine, DisplacementField
 from histomri.transforms.placement import Placement
 
@@ -70,6 +79,47 @@ def test_stains_of_other_strength_do_not_stripe_the_volume() -> None:
     assert not mask.data[z > 3.5].any()
     outside = np.hypot(*(plane_grid(GRID).points() - [0.5, -0.5]).transpose(2, 0, 1)) > 3.7
     assert not mask.data[:, outside].any()
+
+
+def _rings(stain: str, tone: np.ndarray | None) -> SectionPixels:
+    """Four rings of tissue, each with its tone; noise where there is none."""
+    grid = centred(80, 0.2)
+    radius = np.hypot(*grid.points().transpose(2, 0, 1))
+    shown = np.random.default_rng(5).random(radius.shape) if tone is None else tone[np.minimum(radius, 3.99).astype(int)]
+    return SectionPixels(Image(grid, (shown * (radius < 4)).astype(np.float32)), Image(grid, radius < 4), stain)
+
+
+LIGHT_TO_DARK = np.array([2.0, 1.5, 1.0, 0.5])
+FINE = Grid((31, 72, 72), np.array([0.25, 0.125, 0.125]), np.array([-1.0, -4.4375, -4.4375]))
+
+
+def test_stains_of_other_contrast_do_not_turn_the_volume_inside_out() -> None:
+    """The second stain shows the rings with another order of tones; its planes must look like those of the leading one."""
+    other = np.array([0.3, 2.0, 0.9, 1.4])
+    pixels = {"p": _rings("a", LIGHT_TO_DARK), "x": _rings("b", other), "q": _rings("a", LIGHT_TO_DARK)}
+    placements = {"p": _placed("p", 0.0), "x": _placed("x", 1.0), "q": _placed("q", 2.0)}
+    image, _ = reconstruct(pixels, placements, FINE, max_gap_mm=4.0)
+    z = FINE.origin_mm[0] + 0.25 * np.arange(31)
+    radius = np.hypot(*plane_grid(FINE).points().transpose(2, 0, 1))
+    # between two rings a pixel has a tone that means another ring
+    inner = (radius < 3.8) & (abs(radius % 1 - 0.5) < 0.3)
+    own, second = (image.data[int(np.argmin(abs(z - at)))][inner] for at in (0.0, 1.0))
+    assert np.corrcoef(own, second)[0, 1] > 0.97
+
+
+def test_a_marker_that_says_nothing_of_the_tissue_is_in_the_mask_alone() -> None:
+    pixels = {"p": _rings("a", LIGHT_TO_DARK), "x": _rings("marker", None), "q": _rings("a", LIGHT_TO_DARK)}
+    placements = {"p": _placed("p", 0.0), "x": _placed("x", 1.0), "q": _placed("q", 2.0)}
+    assert list(stain_tones(pixels, placements, plane_grid(FINE), 4.0)) == ["a"]
+    without = reconstruct({k: pixels[k] for k in "pq"}, {k: placements[k] for k in "pq"}, FINE, max_gap_mm=4.0)[0]
+    np.testing.assert_array_equal(reconstruct(pixels, placements, FINE, max_gap_mm=4.0)[0].data, without.data)
+
+
+def test_a_stain_too_far_from_the_leading_one_is_not_guessed() -> None:
+    pixels = {"p": _rings("a", LIGHT_TO_DARK), "q": _rings("a", LIGHT_TO_DARK), "x": _rings("b", LIGHT_TO_DARK)}
+    placements = {"p": _placed("p", 0.0), "q": _placed("q", 1.0), "x": _placed("x", 5.0)}
+    assert list(stain_tones(pixels, placements, plane_grid(FINE), 2.0)) == ["a"]
+    assert list(stain_tones(pixels, placements, plane_grid(FINE), 4.5)) == ["a", "b"]
 
 
 def test_sections_without_a_place_or_without_pixels_are_left_out() -> None:

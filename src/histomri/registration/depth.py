@@ -65,23 +65,26 @@ def section_depths(
     return out
 
 
-def depth_correction(points: Float, depths: Float) -> Float | None:
+def depth_correction(points: Float, depths: Float, strain: tuple[float, float] = (0.0, np.inf)) -> Float | None:
     """The correction (4, 4) of block points, ``z <- z + a + b z + c y + e x``; None where there is too little to fit.
 
-    Iteratively re-weighted least squares with Tukey's weights.
+    Iteratively re-weighted least squares with Tukey's weights. ``strain``: the b that is expected, and its standard deviation,
+    as one observation more beside depths whose own spread the residuals tell.
     """
     if len(depths) < MIN_VALUES or float(np.ptp(points[:, 0])) <= 0:
         return None
     middle = points.mean(axis=0)
     design = np.concatenate([np.ones((len(points), 1)), points - middle], axis=1)
     weight = np.ones(len(depths))
-    fit = np.zeros(4)
+    fit, spread = np.zeros(4), float(np.std(depths))
+    expected = np.array([[0.0, 1.0, 0.0, 0.0]])
     for _ in range(20):
-        root = np.sqrt(weight)
-        fit = np.linalg.lstsq(design * root[:, None], depths * root, rcond=None)[0]
+        root, trust = np.sqrt(weight), spread / strain[1]
+        rows = np.concatenate([design * root[:, None], trust * expected])
+        fit = np.linalg.lstsq(rows, np.append(depths * root, trust * strain[0]), rcond=None)[0]
         residual = depths - design @ fit
-        spread = 4.685 * (1.4826 * float(np.median(np.abs(residual))) + 1e-6)
-        weight = np.clip(1 - (residual / spread) ** 2, 0, None) ** 2
+        spread = 1.4826 * float(np.median(np.abs(residual))) + 1e-6
+        weight = np.clip(1 - (residual / (4.685 * spread)) ** 2, 0, None) ** 2
     out = np.eye(4)
     out[0, :3] += fit[1:]
     out[0, 3] = fit[0] - float(fit[1:] @ middle)

@@ -20,8 +20,8 @@ from histomri.core import Grid, Image, RegistrationError
 from histomri.kernels.gaussian import gaussian
 from histomri.kernels.interpolate import sample_3d
 from histomri.registration.channels import make_channels, match_contrast
-from histomri.registration.linear import fit_linear
-from histomri.registration.samples import Channels, draw_samples
+from histomri.registration.linear import Prior, fit_linear
+from histomri.registration.samples import Channels, Samples, draw_samples
 from histomri.registration.similarity import nmi
 
 Float = NDArray[np.float64]
@@ -31,13 +31,18 @@ REFINED = 4
 # of the most tissue that the MRI shows anywhere within the span: less is compared as if it were that much
 LEAST_ENERGY = 0.02
 REFUSED = 2
+# models with a scale of their own along the cutting axis, and how far it is from what is expected, as a logarithm, one sigma
+SCALED = ("scaling", "affine")
+AXIS_SPREAD = 0.1
+# parts of a section that say something of the pose independently of each other
+LOOKS = 10
 
 
 class Scaled:
-    """An image and its mask, resampled to any isotropic spacing once and kept."""
+    """An image and its mask, resampled to any isotropic spacing once and kept; of how many sections it is made, if of any."""
 
-    def __init__(self, image: Image, mask: Image):
-        self.image, self.mask = image, mask
+    def __init__(self, image: Image, mask: Image, sections: int | None = None):
+        self.image, self.mask, self.sections = image, mask, sections
         self._kept: dict[float, tuple[Image, Image]] = {}
 
     def at(self, spacing_mm: float) -> tuple[Image, Image]:
@@ -339,7 +344,8 @@ def refine_pose(
         for model in models:
             aligned = align_3d(*fine_mri, matrix, fixed.grid)
             aligned = match_contrast(fixed, aligned, _inner(aligned, fixed.grid))
-            finer = matrix @ fit_linear(samples, aligned, np.eye(4), model, iterations=20).matrix
+            prior = _axis_prior_of(stack, samples, aligned, matrix) if model in SCALED else None
+            finer = matrix @ fit_linear(samples, aligned, np.eye(4), model, iterations=20, prior=prior).matrix
             if not possible(finer):
                 # a few slices leave the scale along their axis open, and it runs away: what came before is what they can tell
                 break
@@ -347,6 +353,41 @@ def refine_pose(
     if not possible(matrix):
         return None
     return _judge(stack, mri, matrix, spacings_mm[-1])
+
+
+def _axis_prior_of(stack: Scaled, samples: Samples, aligned: Channels, matrix: Float) -> Prior | None:
+    """The prior in the units of the images' cost: what a misfit as there is now would cost one look of all there are."""
+    if stack.sections is None:
+        return None
+    return axis_prior(matrix, fit_linear(samples, aligned, np.eye(4), "rigid", iterations=0).cost / (LOOKS * stack.sections))
+
+
+def axis_prior(matrix: Float, weight: float) -> Prior:
+    """``weight r^2``, ``r = (log |c_z| - (log |c_y| + log |c_x|) / 4) / AXIS_SPREAD``, c the columns of ``matrix A``, A a step.
+
+    The scale along the cutting axis lies between 1 and that of the plane.
+
+    Positions are the specimen's own where sections shrink after they are cut, and the shrunk block's where before. A few sections
+    hardly say, and a scale that runs away puts all of them on wrong planes.
+    """
+    share = np.array([1.0, -0.25, -0.25]) / AXIS_SPREAD
+
+    def terms(step: Float) -> tuple[float, Float, Float]:
+        columns = (matrix @ step)[:3, :3]
+        square = (columns**2).sum(axis=0)
+        rest = float(share @ (0.5 * np.log(square)))
+        slope = np.zeros((3, 4))
+        slope[:, :3] = matrix[:3, :3].T @ columns * (share / square)
+        return weight * rest**2, weight * rest * slope.ravel(), weight * np.outer(slope, slope)
+
+    return terms
+
+
+def expected_strain(matrix: Float) -> tuple[float, float]:
+    """By what share the scale along the cutting axis should change, and its standard deviation (see :func:`axis_prior`)."""
+    scales = np.linalg.norm(matrix[:3, :3], axis=0)
+    change = np.log(scales[0]) - 0.25 * np.log(scales[1:]).sum()
+    return float(np.expm1(-change)), AXIS_SPREAD
 
 
 def _inner(aligned: Channels, grid: Grid) -> NDArray[np.float32]:

@@ -23,7 +23,7 @@ from histomri.registration.channels import make_channels
 from histomri.registration.depth import depth_correction, section_depths
 from histomri.registration.pair import align, structure_score
 from histomri.registration.placed_sections import PlacedSections, with_much_tissue
-from histomri.registration.pose import Scaled, refine_pose
+from histomri.registration.pose import Scaled, expected_strain, refine_pose
 from histomri.registration.rescue import mri_plane
 from histomri.registration.samples import Channels
 from histomri.registration.volume import SectionPixels, block_grid, field_pixels, plane_grid, reconstruct
@@ -211,7 +211,7 @@ class SliceToVolume:
         voxel = self.settings.volume_mm
         current = {k: self.placements[k] for k in self.order}
         grid = block_grid(self.pixels, current, voxel)
-        stack = Scaled(*reconstruct(self.pixels, current, grid, self.settings.max_gap_mm))
+        stack = Scaled(*reconstruct(self.pixels, current, grid, self.settings.max_gap_mm), len(current))
         before = refine_pose(stack, self.mri, self.block_to_mri, (voxel,), models=())
         after = refine_pose(stack, self.mri, self.block_to_mri, (2 * voxel, voxel), models=("affine",))
         if after is not None and (before is None or after.score > before.score):
@@ -235,7 +235,9 @@ class SliceToVolume:
         found = [v for k in asked for v in self._depths(k, plane_at, offsets)]
         if not found:
             return
-        change = depth_correction(np.array([p for p, _ in found]), np.array([d for _, d in found]))
+        change = depth_correction(
+            np.array([p for p, _ in found]), np.array([d for _, d in found]), expected_strain(self.block_to_mri)
+        )
         if change is None:
             return
         before, kept = self._plane_score(asked, plane_at), self.block_to_mri

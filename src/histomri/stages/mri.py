@@ -156,7 +156,7 @@ def _reconstructed(pixels: Mapping[str, SectionPixels], placed: Mapping[str, Pla
     from histomri.registration.pose import Scaled
     from histomri.registration.volume import block_grid, reconstruct
 
-    return Scaled(*reconstruct(pixels, placed, block_grid(pixels, placed, voxel_mm), gap))
+    return Scaled(*reconstruct(pixels, placed, block_grid(pixels, placed, voxel_mm), gap), len(placed))
 
 
 def _search_poses(
