@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from histomri.testing import phantom
-from histomri.testing.spec import PhantomSpec
+from histomri.testing.spec import TINY, PhantomSpec
 
 STUDY_TIMEOUT_S = 3600
 SMALL_TIMEOUT_S = 900
@@ -105,3 +105,17 @@ def test_demo_without_photographs(tmp_path: Path, bench: ModuleType, run_study: 
     assert run.metrics["tre_mm"]["n"] >= 100
     assert run.metrics["tre_mm"]["median"] <= 0.45
     check_sections(run)
+
+
+@pytest.mark.study
+@pytest.mark.parametrize("seed", [1, 3])
+def test_few_sections_in_two_stains_do_not_lie_on_wrong_planes(
+    seed: int, tmp_path: Path, bench: ModuleType, run_study: Callable[..., None]
+):
+    """Five sections, two of them in another stain, no photographs; measured: 0.24 and 0.20 mm, before 2.2 and 5.4."""
+    spec = replace(TINY, seed=seed, blockface=False)
+    run = run_block(tmp_path / "block", spec, bench, run_study, SMALL_TIMEOUT_S)
+    good = [f for f in run.placed if not f.bad]
+    assert len(good) >= 4
+    assert sum(f.mean_mm for f in good) / len(good) <= 0.6 * spec.mri_spacing_mm
+    assert max(abs(f.plane_mm) for f in good) <= spec.mri_spacing_mm
