@@ -50,7 +50,7 @@ def _found(truth: np.ndarray, hands: tuple[bool, ...] = (False,), **part: Any) -
 def _pair(
     truth: np.ndarray, symmetric: bool = False, planes: slice = slice(None), columns: int = 28, seen: slice = slice(0, 32)
 ) -> tuple[Scaled, Scaled]:
-    """The block with room along the cutting axis, or a part of it, and its MRI, or what an MRI has ``seen``, contrast inverted."""
+    """The block with room along the cutting axis, or a part of it, and its MRI, or what an MRI has ``seen``, inverted."""
     tissue = Tissue(3, 7, symmetric)
     shape = np.array([72, 28, 28])
     grid = Grid(tuple(shape), np.full(3, 0.42), -(shape - 1) / 2 * 0.42)
