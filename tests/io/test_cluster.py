@@ -80,11 +80,14 @@ def test_a_copy_of_a_study_leaves_the_jobs_of_the_first_alone(queue: Path, study
     assert queue.read_text()
 
 
-@pytest.mark.parametrize("damage", ["", '{"folder": "/o', "\0\0\0", "[]", '{"folder": "/o", "runs": "run-a"}', '{"folder": "/o", "runs": [3]}'])
+DAMAGED = ["", '{"folder": "/o', "\0\0\0", "[]", '{"folder": "/o", "runs": "run-a"}', '{"folder": "/o", "runs": [3]}']
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
 def test_a_damaged_record_stops_the_run_in_words_and_is_kept(queue: Path, study: Path, damage: str):
     (study / RECORD).write_text(damage)
     for act in (end_left_over, recorded_runs, lambda folder: record_run(folder, "run-b")):
-        with pytest.raises(InputError, match="is damaged .*squeue --me.* remove"):
+        with pytest.raises(InputError, match=r"is damaged .*squeue --me.* remove"):
             act(study)
     assert (study / RECORD).read_text() == damage
 

@@ -117,7 +117,8 @@ def install(package: Path, distribution: str, number: str) -> None:
 
 
 def test_another_version_of_a_package_that_the_code_computes_with_shows_and_of_another_does_not(package: Path):
-    for name, text in (("deep", "def f():\n    from numba import njit\n"), ("alone", "import scipy\n"), ("used", "import yaml\n")):
+    imports = {"deep": "def f():\n    from numba import njit\n", "alone": "import scipy\n", "used": "import yaml\n"}
+    for name, text in imports.items():
         (package / "demo" / f"{name}.py").write_text(f"inner = 1\n{text}")
     for distribution in ("numba", "llvmlite", "scipy", "pyyaml"):
         install(package, distribution, "1.0")

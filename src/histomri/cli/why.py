@@ -119,7 +119,7 @@ def _values(text: str) -> list[Any]:
 def changed_params(before: list[Any], now: list[Any]) -> Iterator[str]:
     """What has changed among the values that a rule depends on: settings, code, content of files, rows of the sheets."""
     texts = [v for v in (*before, *now) if isinstance(v, str)]
-    yield from _changed_code(*([found for v in values if isinstance(v, str) and (found := CODE.fullmatch(v))] for values in (before, now)))
+    yield from _changed_code(*([m for m in map(CODE.fullmatch, filter(_is_text, part)) if m] for part in (before, now)))
     if any(CONTENT.fullmatch(v) for v in (*texts, *(x for v in now if isinstance(v, list) for x in v if isinstance(x, str)))):
         yield "a file that it reads has other content"
     old = {k: v for part in before if isinstance(part, dict) for k, v in part.items()}
@@ -144,6 +144,10 @@ def _changed_code(before: list[re.Match[str]], now: list[re.Match[str]]) -> Iter
     for name in sorted({*was, *is_now}, key=str.lower):
         if was.get(name) != is_now.get(name):
             yield f"package {name}: {was.get(name, 'not there')} -> {is_now.get(name, 'not there')}"
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _known(texts: list[str]) -> list[str]:

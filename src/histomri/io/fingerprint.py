@@ -1,6 +1,6 @@
-"""What a job depends on beyond its files: the code that it runs, the packages that this computes with, the user's files' content.
+"""What a job depends on beyond its files: the code that it runs, the packages it computes with, the content of the user's files.
 
-Snakemake sees neither an edit under ``src/``, nor another version of numba, nor a slide that was replaced by an older file, so the
+Snakemake sees neither an edit under ``src/``, nor another version of numba, nor a slide that an older file replaced, so the
 rules hand it all three as params.
 """
 
@@ -63,13 +63,13 @@ def code_fingerprint(script: Path) -> str:
 
 @cache
 def code_and_packages(script: Path) -> str:
-    """:func:`code_fingerprint`, and in words the versions of what the same code computes with: ``"3f.. numba 0.68.1, numpy 2.4.6"``."""
+    """:func:`code_fingerprint` and the versions of what that code computes with, as ``"3f1c.. numba 0.68.1, numpy 2.4.6"``."""
     listed = ", ".join(f"{name} {number}" for name, number in packages_of(script).items())
     return f"{code_fingerprint(script)} {listed}".rstrip()
 
 
 def packages_of(script: Path) -> dict[str, str]:
-    """Installed version, by distribution, of all of :data:`COMPUTING` that a script or any module of :func:`modules_of` it names."""
+    """The versions of :data:`COMPUTING`, by distribution, as far as a script or one of its :func:`modules_of` names them."""
     named = set(_names(_tree(script), "")).union(*(_module_names(module) for module in modules_of(script)))
     wanted = {name for module in {n.partition(".")[0] for n in named} for name in COMPUTING.get(module, ())}
     return {name: number for name in sorted(wanted, key=str.lower) if (number := installed_version(name))}
@@ -174,11 +174,11 @@ def _is_version(node: ast.stmt) -> bool:
 
 
 def file_fingerprint(path: Path | str) -> str:
-    """Size and checksum of a file's content, so that another file under the same name, or another place in it, shows, whatever its times.
+    """Size and checksum of a file's content, so that another file under the same name shows, whatever its times.
 
-    Up to ``WHOLE_BYTES`` it is read whole, a larger one at ``SAMPLES`` places, both ends among them: any change of its length, or
-    of a 32nd of it at one place, shows. Of a folder (OME-Zarr) it is the names and sizes of all files, the content of its metadata,
-    and that of all its files or of samples of them. Returns ``"no file"`` where there is none.
+    Up to ``WHOLE_BYTES`` it is read whole, a larger one at ``SAMPLES`` places, both ends among them: another length shows, and a
+    change of a 32nd of it at one place. Of a folder (OME-Zarr) it is the names and sizes of all files, the content of its
+    metadata, and that of all its files or of samples of them. Returns ``"no file"`` where there is none.
     """
     path = Path(path)
     try:
