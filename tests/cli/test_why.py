@@ -34,6 +34,12 @@ CHANGED = "Params have changed since last execution: Union of exclusive params b
         ("Updated input files: ../slides/s1.tif", ("its input has changed: ../slides/s1.tif",)),
         ("Input files updated by another job: q.json", ("its input is made anew: q.json",)),
         (f"{CHANGED}'{A}' now: '{B}' ", ("the code that it runs has changed",)),
+        (f"{CHANGED}'{A} numba 1.0, numpy 2.0' now: '{B} numba 1.0, numpy 2.0' ", ("the code that it runs has changed",)),
+        (
+            f"{CHANGED}'{A} numba 1.0, numpy 2.0', {{'y': 2}} now: '{A} llvmlite 7, numba 1.0, numpy 2.1', {{'y': 3}} ",
+            ("package llvmlite: not there -> 7", "package numpy: 2.0 -> 2.1", "setting y: 2 -> 3"),
+        ),
+        (f"{CHANGED}'{A}' now: '{A} numpy 2.0' ", ("the code that it runs has changed",)),
         (f"{CHANGED}'12:{A}' now: '13:{B}' ", ("a file that it reads has other content",)),
         (f"{CHANGED}{{'x': 1, 'y': 2}} now: {{'x': 1, 'y': 3}} ", ("setting y: 2 -> 3",)),
         (f"{CHANGED}{{'x': 1}} now: {{'x': 1, 'z': 'new'}} ", ("setting z: not used -> new",)),

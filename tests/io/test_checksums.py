@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import tracemalloc
 from pathlib import Path
 
 import nibabel
@@ -53,6 +55,74 @@ def test_a_transform_file_of_another_time_is_the_same_transform(tmp_path: Path):
         write_affine(tmp_path / name, Affine(matrix))
     assert checksums(tmp_path / "a.h5") == checksums(tmp_path / "b.tfm")
     assert np.array_equal(dict(decoded(tmp_path / "a.h5"))["0.matrix"], matrix)
+
+
+def volumes(folder: Path) -> dict[str, np.ndarray]:
+    """Files of every kind that is read in parts, and what each holds, (z, y, x[, c]) for NIfTI."""
+    rng = np.random.default_rng(7)
+    scalar, vectors = rng.integers(0, 1000, (9, 8, 7), np.int16), rng.normal(size=(9, 8, 7, 3)).astype(">f4")
+    colours = rng.integers(0, 255, (9, 8, 7, 3), np.uint8).view([("R", "u1"), ("G", "u1"), ("B", "u1")])[..., 0]
+    found = {}
+    for name, array, on_disk in (
+        ("scalar", scalar, scalar.T),
+        ("colours", colours, colours.T),
+        ("vectors", vectors[None], vectors.transpose(2, 1, 0, 3)[:, :, :, None]),
+        ("times", vectors, vectors.transpose(2, 1, 0, 3)),
+    ):
+        for ending in (".nii", ".nii.gz"):
+            image = nibabel.Nifti1Image(on_disk, np.eye(4))
+            image.header.set_slope_inter(1, 0)
+            nibabel.save(image, folder / f"{name}{ending}")
+            found[f"{name}{ending}"] = array.astype(image.get_data_dtype())
+    np.save(folder / "a.npy", vectors)
+    np.save(folder / "b.npy", np.asfortranarray(vectors))
+    store(folder / "a.zarr", 8, 1)
+    return {**found, "a.npy": vectors, "b.npy": vectors, "a.zarr": VALUES}
+
+
+@pytest.mark.parametrize("part_bytes", [60, 1000, 1 << 20])
+def test_however_little_is_read_at_a_time_the_checksum_is_that_of_the_whole(
+    tmp_path: Path, part_bytes: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("histomri.io.checksums.PART_BYTES", part_bytes)
+    for name, values in volumes(tmp_path).items():
+        expected = hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
+        array = next(a for _, a in decoded(tmp_path / name))
+        assert checksum(array)["sha256"] == expected, name
+        assert np.array_equal(array[...], values) and array.nbytes == values.nbytes, name
+        changed = values.copy().reshape(-1)
+        changed[[3, -2]] = changed[[100, 101]]
+        assert difference(array, changed.reshape(values.shape)).startswith("2 of "), name
+        assert difference(array, values) == "", name
+
+
+def test_what_is_read_at_once_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """12 MB of each kind, three channels in each chunk of the store, in parts of half a MB."""
+    monkeypatch.setattr("histomri.io.checksums.PART_BYTES", 1 << 19)
+    shape = (3, 2000, 2000)
+    group = zarr.create_group(str(tmp_path / "a.zarr"), zarr_format=3)
+    group.create_array("0", shape=shape, dtype="u1", chunks=(3, 128, 128), shards=(3, 1024, 1024), fill_value=1)
+    np.save(tmp_path / "a.npy", np.zeros(shape, np.uint8))
+    image = nibabel.Nifti1Image(np.zeros(shape[::-1], np.uint8), np.eye(4))
+    for name in ("a.nii", "a.nii.gz"):
+        nibabel.save(image, tmp_path / name)
+    checksums(store(tmp_path / "small.zarr", 8, 1))
+    for name in ("a.zarr", "a.npy", "a.nii", "a.nii.gz"):
+        tracemalloc.start()
+        (found, *_) = checksums(tmp_path / name).values()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert found["shape"] == list(shape) and "sha256" in found
+        assert peak < 4e6, (name, peak)
+
+
+def test_an_array_that_is_too_large_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("histomri.io.checksums.MOST_BYTES", 100)
+    names = volumes(tmp_path)
+    monkeypatch.setattr("histomri.io.checksums._parts", None)
+    for name, values in names.items():
+        (found, *_) = checksums(tmp_path / name).values()
+        assert found == {"shape": list(values.shape), "dtype": str(values.dtype)}
 
 
 @pytest.mark.parametrize(("change", "what"), [({"a": [1, 2.5000001], "b": "x"}, "numbers"), ({"a": [1, 2.5], "b": "y"}, "words")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -77,3 +78,34 @@ def test_a_copy_of_a_study_leaves_the_jobs_of_the_first_alone(queue: Path, study
     queue.write_text("7|RUNNING|me\n")
     assert end_left_over(copy) == 0
     assert queue.read_text()
+
+
+DAMAGED = ["", '{"folder": "/o', "\0\0\0", "[]", '{"folder": "/o", "runs": "run-a"}', '{"folder": "/o", "runs": [3]}']
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_record_stops_the_run_in_words_and_is_kept(queue: Path, study: Path, damage: str):
+    (study / RECORD).write_text(damage)
+    for act in (end_left_over, recorded_runs, lambda folder: record_run(folder, "run-b")):
+        with pytest.raises(InputError, match=r"is damaged .*squeue --me.* remove"):
+            act(study)
+    assert (study / RECORD).read_text() == damage
+
+
+def test_a_record_is_on_the_disk_before_it_takes_its_name(study: Path, monkeypatch: pytest.MonkeyPatch):
+    """What a machine that goes down leaves: the names that were on the disk, with the content that was."""
+    on_disk: list[str] = []
+    sync, replace = os.fsync, Path.replace
+
+    def synced(descriptor: int) -> None:
+        on_disk.append(Path(f"/proc/self/fd/{descriptor}").resolve().name)
+        sync(descriptor)
+
+    def replaced(self: Path, target: Path) -> Path:
+        assert on_disk == [self.name]
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", replaced)
+    record_run(study, "run-a")
+    assert on_disk == [f"{RECORD}.new", study.name]

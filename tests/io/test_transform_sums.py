@@ -98,7 +98,7 @@ def test_a_record_that_is_none_is_no_leave_to_read(config: Path, tried: list[str
 
 def test_a_comparison_of_results_says_what_cannot_be_compared(config: Path, tmp_path: Path) -> None:
     out, name = config.parent / "out", "transforms/b/block_to_a.h5"
-    records: list[dict[str, Any]] = [{"outputs": {name: {"arrays": {"0.matrix": n}}}} for n in range(2)]
+    records: list[dict[str, Any]] = [{"outputs": {name: {"arrays": {"0.matrix": {"sha256": n}}}}} for n in range(2)]
     break_it(forward(config))
     said = list(result_differences(*records, (out, out)))
     assert len(said) == 1 and "is not what the study wrote" in said[0]

@@ -41,6 +41,8 @@ MEASURED = [
     ("report", DEMO, 405, 6),
     ("report", TENTH, 395, 5),
     ("provenance", DEMO, 176, 2),
+    # levels and volumes of some 600 MB each; what is read at once does not grow with them
+    ("provenance", Size(1), 329, 38),
     ("resample_volume", DEMO, 260, 8),
     ("resample_volume", WHOLE, 325, 33),
     ("ingest_section", Size(1, 0, 2_000_000), 147, 2),

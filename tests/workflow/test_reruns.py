@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from histomri.cli import main
+from histomri.cli.why import planned
 from histomri.core import Stack
 from histomri.io.config import Study, load_study
 from histomri.stages.stack import plan_pairs
@@ -112,6 +114,17 @@ def test_an_edit_of_the_code_redoes_what_uses_it(study: Path, own_checkout: Path
     jobs = workflow.run(study / "config.yaml", "--dry-run", root=own_checkout).jobs
     kinds = {job.partition(":")[0] for job in jobs}
     assert kinds == {e.partition(":")[0] for e in expected}
+
+
+def test_another_version_of_a_package_redoes_what_computes_with_it_and_says_so(study: Path, own_checkout: Path, workflow: Any):
+    # found before the installed one, as an upgrade would be
+    fake = own_checkout / "src" / "jinja2-99.0.dist-info"
+    fake.mkdir()
+    (fake / "METADATA").write_text("Name: Jinja2\nVersion: 99.0\n")
+    outcome = workflow.run(study / "config.yaml", "--dry-run", root=own_checkout)
+    assert set(outcome.jobs) == EVALUATION
+    (said,) = [job.reasons for job in planned(outcome.text) if job.name == "report"]
+    assert f"package jinja2: {version('jinja2')} -> 99.0" in said
 
 
 def test_an_edit_of_a_kernel_redoes_ingest_and_all_that_follows(study: Path, own_checkout: Path, workflow: Any):

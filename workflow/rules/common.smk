@@ -15,7 +15,7 @@ from histomri.core import Block, Section
 from histomri.core.errors import HistomriError, InputError, Problem
 from histomri.io.by_hand import tell_pose
 from histomri.io.config import STAGES, Study, default_config, load_study
-from histomri.io.fingerprint import code_fingerprint, file_fingerprint
+from histomri.io.fingerprint import code_and_packages, code_fingerprint, file_fingerprint
 from histomri.io.cluster import forget_runs, record_run
 from histomri.io.given import future_problems, given_names, study_folder
 from histomri.io.links import link_problems
@@ -180,19 +180,19 @@ CODE_OF = []
 
 
 def code(stage, rule_name):
-    """The logic of a rule, found when a job of it is planned (every job loads all rules and needs one of them)."""
+    """The logic of a rule and the packages that it computes with, found when a job of it is planned (a job loads all rules, needs one)."""
     CODE_OF.append((stage, rule_name))
-    return lambda wildcards: code_of(stage, rule_name)
+    return lambda wildcards: code_and_packages(script_of(stage, rule_name))
 
 
-def code_of(stage, rule_name):
-    """The same, at once."""
-    return code_fingerprint(SCRIPTS / stage / f"{rule_name}.py")
+def script_of(stage, rule_name):
+    """What a rule runs."""
+    return SCRIPTS / stage / f"{rule_name}.py"
 
 
 def all_code(wildcards):
-    """The logic of every rule, for the provenance."""
-    return {f"{stage}/{name}": code_of(stage, name) for stage, name in CODE_OF}
+    """The logic of every rule, for the provenance, which lists the packages itself."""
+    return {f"{stage}/{name}": code_fingerprint(script_of(stage, name)) for stage, name in CODE_OF}
 
 
 def settings(stage, *left_out):

@@ -16,7 +16,8 @@ from histomri.core.errors import InputError, Problem
 
 JOB = re.compile(r"^(?:local)?rule (\w+):\n((?:    .*\n)*)", re.MULTILINE)
 PARAMS = re.compile(r"Params have changed since last execution: .*?before: (.*?) now: (.*)", re.DOTALL)
-CODE = re.compile(r"[0-9a-f]{64}")
+# with the packages that it computes with, where the run that is asked about knew them
+CODE = re.compile(r"([0-9a-f]{64})(?: (.+))?")
 CONTENT = re.compile(r"\d+:[0-9a-f]{64}")
 PHRASES = {
     "Missing output files": "its results are not there",
@@ -118,8 +119,7 @@ def _values(text: str) -> list[Any]:
 def changed_params(before: list[Any], now: list[Any]) -> Iterator[str]:
     """What has changed among the values that a rule depends on: settings, code, content of files, rows of the sheets."""
     texts = [v for v in (*before, *now) if isinstance(v, str)]
-    if any(CODE.fullmatch(v) for v in texts):
-        yield "the code that it runs has changed"
+    yield from _changed_code(*([m for m in map(CODE.fullmatch, filter(_is_text, part)) if m] for part in (before, now)))
     if any(CONTENT.fullmatch(v) for v in (*texts, *(x for v in now if isinstance(v, list) for x in v if isinstance(x, str)))):
         yield "a file that it reads has other content"
     old = {k: v for part in before if isinstance(part, dict) for k, v in part.items()}
@@ -133,6 +133,21 @@ def changed_params(before: list[Any], now: list[Any]) -> Iterator[str]:
     others = [[v for v in values if not isinstance(v, dict | list) and v not in _known(texts)] for values in (before, now)]
     if any(others):
         yield f"a value has changed: {_short(others[0])} -> {_short(others[1])}"
+
+
+def _changed_code(before: list[re.Match[str]], now: list[re.Match[str]]) -> Iterator[str]:
+    """An edit of the code, and packages of other versions; a record without packages was made before they counted."""
+    if {found[1] for found in before} != {found[1] for found in now} or any(found[2] is None for found in before):
+        yield "the code that it runs has changed"
+        return
+    was, is_now = (dict(entry.split(" ") for found in part for entry in found[2].split(", ")) for part in (before, now))
+    for name in sorted({*was, *is_now}, key=str.lower):
+        if was.get(name) != is_now.get(name):
+            yield f"package {name}: {was.get(name, 'not there')} -> {is_now.get(name, 'not there')}"
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _known(texts: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ first is submitted; the next run of the study asks ``squeue`` for jobs of that n
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -36,16 +37,38 @@ def record_run(folder: Path, name: str) -> None:
     content = {"folder": _identity(folder), "runs": [*recorded_runs(folder), name]}
     temporary = folder / f"{RECORD}.new"
     temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    # a machine that goes down must leave neither an empty record nor none of jobs that are at work elsewhere
+    _to_disk(temporary)
     temporary.replace(folder / RECORD)
+    _to_disk(folder)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def recorded_runs(folder: Path) -> list[str]:
-    """The names of the runs in this folder whose jobs may still be there; of a copied or moved folder none."""
+    """The names of the runs in this folder whose jobs may still be there; of a copied or moved folder none.
+
+    Raises ``InputError`` where the record is damaged: nobody then knows what its jobs are called.
+    """
     try:
         content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        known, runs = content["folder"], content["runs"]
+        is_whole = isinstance(known, str) and isinstance(runs, list) and all(isinstance(name, str) and name for name in runs)
     except FileNotFoundError:
         return []
-    return [str(name) for name in content["runs"]] if content["folder"] == _identity(folder) else []
+    except (ValueError, TypeError, KeyError):
+        is_whole = False
+    if not is_whole:
+        remedy = f"see with `squeue --me` which are this study's, end them with scancel, and remove {folder / RECORD}"
+        raise _unknown(folder, f"the record of their names, {RECORD}, is damaged", remedy)
+    return runs if known == _identity(folder) else []
 
 
 def end_left_over(folder: Path) -> int:
@@ -91,10 +114,10 @@ def _queued(folder: Path, runs: list[str]) -> list[QueuedJob]:
     raise _unknown(folder, f"squeue does not answer ({why})")
 
 
-def _unknown(folder: Path, why: str) -> InputError:
+def _unknown(folder: Path, why: str, remedy: str = "") -> InputError:
     what = f"jobs of an earlier run on the cluster may still be at work here, and {why}"
-    remedy = f"start it where squeue answers; or, if you know that those jobs have ended, remove {folder / RECORD}"
-    return InputError(Problem(str(folder), what, remedy))
+    otherwise = f"start it where squeue answers; or, if you know that those jobs have ended, remove {folder / RECORD}"
+    return InputError(Problem(str(folder), what, remedy or otherwise))
 
 
 def _cancel(jobs: list[QueuedJob]) -> None:

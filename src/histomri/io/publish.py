@@ -9,7 +9,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -164,13 +164,27 @@ def digest_of(data: bytes | memoryview) -> str:
 
     The pixels of a study are terabytes; SHA-256 of them would take longer than decoding them.
     """
-    import google_crc32c
-
     if len(data) <= BLOCK_BYTES:
         return hashlib.sha256(data).hexdigest()
     view = memoryview(data)
-    marks = [google_crc32c.value(bytes(view[i : i + BLOCK_BYTES])) for i in range(0, len(data), BLOCK_BYTES)]
-    return hashlib.sha256(b"".join(mark.to_bytes(4, "little") for mark in marks)).hexdigest()
+    return digest_of_blocks(bytes(view[i : i + BLOCK_BYTES]) for i in range(0, len(data), BLOCK_BYTES))
+
+
+def digest_of_blocks(blocks: Iterable[bytes]) -> str:
+    """SHA-256, in hex, of the CRC-32C of each block."""
+    import google_crc32c
+
+    return hashlib.sha256(b"".join(google_crc32c.value(block).to_bytes(4, "little") for block in blocks)).hexdigest()
+
+
+def digest_of_file(path: Path) -> str:
+    """:func:`digest_of` the bytes of a file, a block at a time: one file of a store may be gigabytes."""
+    with path.open("rb") as file:
+        first = file.read(BLOCK_BYTES + 1)
+        if len(first) <= BLOCK_BYTES:
+            return digest_of(first)
+        file.seek(0)
+        return digest_of_blocks(iter(lambda: file.read(BLOCK_BYTES), b""))
 
 
 def content_sha256(store: str | Path, known: Mapping[str, str] | None = None) -> str:
@@ -184,6 +198,6 @@ def content_sha256(store: str | Path, known: Mapping[str, str] | None = None) ->
         raise FileNotFoundError(f"There is no store at {store}.")
     known, digest = known or {}, hashlib.sha256()
     for name, file in content_files(store):
-        own = known.get(name) or digest_of(file.read_bytes())
+        own = known.get(name) or digest_of_file(file)
         digest.update(f"{name}\0{file.stat().st_size}\0{own}\n".encode())
     return digest.hexdigest()

@@ -51,7 +51,7 @@ DEMANDS = {
     "mri_transforms": Demand(600, 2, minutes=60, minutes_per_section=0.5),
     "evaluate": Demand(900, 5, 8, minutes=60, minutes_per_section=1, minutes_per_mvox=0.2),
     "report": Demand(900, 5, 8, minutes=60, minutes_per_section=1, minutes_per_mvox=0.2),
-    "provenance": Demand(400, minutes=60, minutes_per_section=1),
+    "provenance": Demand(500, minutes=60, minutes_per_section=1),
     "resample_begin": Demand(400, 2, minutes=60),
     "resample_part": Demand(600, 2, minutes=120, minutes_per_section=1, minutes_per_mvox=0.2),
     "resample_volume": Demand(600, 2, minutes=120, minutes_per_section=1, minutes_per_mvox=0.2),

@@ -148,20 +148,20 @@ def _expanded(paths: Iterable[Path]) -> list[Path]:
 
 
 def _output(path: Path) -> dict[str, Any]:
-    """A file of ours with the checksums of the arrays in it; a store has no bytes of its own."""
-    record = {"content_sha256": content_sha256(path)} if path.is_dir() else file_record(path)
+    """A file of ours, all its bytes, with the checksums of the arrays in it; a store has no bytes of its own."""
+    record = file_record(path, whole=True)
     arrays = checksums(path)
     return record | ({"arrays": arrays} if arrays else {})
 
 
-def file_record(path: Path) -> dict[str, Any]:
-    """Size and SHA-256 of a file, of both ends and samples of a large one; a folder (OME-Zarr) by its content."""
+def file_record(path: Path, whole: bool = False) -> dict[str, Any]:
+    """Size and SHA-256 of a file, of a large one only if ``whole``, else of its ends and samples; a folder by its content."""
     if path.is_dir():
         return {"content_sha256": content_sha256(path)}
     size = path.stat().st_size
     record: dict[str, Any] = {"bytes": size}
-    if size > WHOLE_BYTES:
-        return record | {"sha256_of_ends": _sha256_of_ends(path, size), "samples": file_fingerprint(path)}
+    if size > WHOLE_BYTES and not whole:
+        return record | {"sha256_of_ends": _sha256_of_ends(path, size), "fingerprint": file_fingerprint(path)}
     with path.open("rb") as file:
         record["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
     store = _manifest_of(path).get("content_sha256")

@@ -18,6 +18,7 @@ from histomri.stages.provenance import file_record, lock_file, programs
 Record = Mapping[str, Any]
 # of the config, what names files
 SHEETS = ("sections", "blocks", "landmarks", "guides")
+HAS_CHANGED = "its values are others (the recorded file has changed since, and equals the new one)"
 NEEDED = ("study", "histomri", "packages", "python", "config", "inputs", "outputs")
 
 
@@ -57,8 +58,14 @@ def input_differences(record: Record, study: Study) -> Iterator[str]:
             yield f"{name}: named by the sheets, and not recorded"
         elif not files[name].exists():
             yield f"{name}: there is no file {files[name]}"
-        elif (found := file_record(files[name])) != known[name]:
+        elif not _is_same_content(known[name], found := file_record(files[name])):
             yield f"{name}: {_sizes(known[name], found)}"
+
+
+def _is_same_content(known: Record, found: Record) -> bool:
+    """Whether two records of a file agree in each checksum that both hold; an older record may hold others."""
+    both = known.keys() & found.keys() - {"arrays"}
+    return bool(both - {"bytes"}) and all(known[key] == found[key] for key in both)
 
 
 def _sizes(known: Record, found: Record) -> str:
@@ -105,26 +112,50 @@ def machine_differences(record: Record, other: Record) -> list[str]:
 
 
 def arrays_in(record: Record) -> dict[tuple[str, str], Any]:
-    """The checksums of all decoded arrays of a record, by file and name."""
+    """The checksums of all arrays of a record, by file and name; one that was too large to decode has none of its own."""
     return {(file, name): c for file, of in record["outputs"].items() for name, c in of.get("arrays", {}).items()}
 
 
+def compared_by_bytes(record: Record, other: Record) -> set[tuple[str, str]]:
+    """The arrays that one of the records holds without a checksum of their own: the bytes of their files are compared."""
+    return {key for found in (arrays_in(record), arrays_in(other)) for key, c in found.items() if "sha256" not in c}
+
+
 def result_differences(record: Record, other: Record, folders: tuple[Path, Path]) -> Iterator[str]:
-    """Each decoded array that is another in the new result, with how many values differ where both folders still hold them."""
-    known, found = arrays_in(record), arrays_in(other)
+    """Each array that is another in the new result, with how many values differ where both folders still hold them.
+
+    Of arrays too large to decode, the bytes of their files or stores are compared, and the values where those differ.
+    """
+    known, found, large = arrays_in(record), arrays_in(other), compared_by_bytes(record, other)
     for file, name in sorted({*known, *found}):
+        own, new = (of["outputs"].get(file) for of in (record, other))
         a, b = known.get((file, name)), found.get((file, name))
-        if a is None or b is None:
-            yield f"{file}, {name}: only in the {'new' if a is None else 'recorded'} result"
+        # an older record does not name the arrays that were too large
+        if own is None or new is None or ((a is None or b is None) and (file, name) not in large):
+            yield f"{file}, {name}: only in the {'new' if own is None or a is None else 'recorded'} result"
+        elif (file, name) in large:
+            yield from _large_difference(file, name, (own, new), folders)
         elif a != b:
-            yield f"{file}, {name}: {_by_how_much(file, name, folders)}"
+            yield f"{file}, {name}: {_by_how_much(file, name, folders) or HAS_CHANGED}"
+
+
+def _large_difference(file: str, name: str, records: tuple[Record, Record], folders: tuple[Path, Path]) -> Iterator[str]:
+    """The difference of an array whose file's bytes differ, unless its values, in files that are as recorded, are equal."""
+    if _is_same_content(*records):
+        return
+    said = _by_how_much(file, name, folders)
+    if not said and not _is_same_content(records[0], file_record(folders[0] / file, whole=True)):
+        said = HAS_CHANGED
+    if said:
+        yield f"{file}, {name}: {said}"
 
 
 def _by_how_much(file: str, name: str, folders: tuple[Path, Path]) -> str:
+    """In words, ``""`` where the files that the two folders hold now are equal."""
     try:
         old, new = (dict(decoded(folder / file))[name] for folder in folders)
+        return difference(old, new)
     except (OSError, KeyError):
         return "its values are others (the recorded file is not here to compare them)"
     except InputError as error:
         return f"its values are others (and cannot be compared: {error.problems[0].what})"
-    return difference(old[...], new[...]) or "its values are others (the recorded file has changed since, and equals the new one)"
