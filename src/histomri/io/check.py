@@ -22,6 +22,7 @@ from histomri.io.config import config_problems, load_study, read_config, unmatch
 from histomri.io.given import future_problems
 from histomri.io.links import link_problems
 from histomri.io.nifti import read_geometry, read_nifti
+from histomri.io.order import order_problems
 from histomri.io.sheets import (
     Parsed,
     SectionGuide,
@@ -81,11 +82,18 @@ def check_study(config_path: Path) -> list[Problem]:
     inputs = _look(sheets, _positive(config.get("section_spacing_mm"))) if "sections" in sheets else None
     if inputs:
         problems += _input_problems(inputs, _positive(config.get("pixel_size_mm")))
+        problems += order_problems(_value(config, "stack", "order"), inputs.sections.items)
     if _is_text(config.get("output")):
         problems += _output_problems(absolute(config["output"], path.parent), f"{path}, key output", inputs)
     with suppress(InputError):  # what stops it is among the problems already
         problems += future_problems(load_study(path))
     return list(dict.fromkeys(problems))
+
+
+def _value(config: Mapping[str, Any], stage: str, key: str) -> object:
+    """A stage's key as the user wrote it, None where it is not there."""
+    keys = config.get(stage)
+    return keys.get(key) if isinstance(keys, Mapping) else None
 
 
 def _is_text(value: object) -> bool:

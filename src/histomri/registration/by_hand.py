@@ -23,7 +23,7 @@ from histomri.registration.section_graph import Edge, StackSolution, closes, inv
 from histomri.registration.volume import SectionPixels
 from histomri.transforms import Affine, Transform
 from histomri.transforms.affine import nearest_rotation
-from histomri.transforms.placement import Placement
+from histomri.transforms.placement import BY_HAND, Placement
 
 Float = NDArray[np.float64]
 NEAR = 0.02  # of a section's size: the images may lead this far away from the points
@@ -31,9 +31,10 @@ FACE_TOLD = 2.0  # a face whose points fit this many times worse is the wrong on
 GIVEN_SCORE = 0.95  # what a pair given by hand counts as until it is known which measured pairs agree with it
 ACCEPTED = 0.1  # above the score that a pair needs: accepted for sure, and no heavier than measured pairs are
 OFF_PLANE = 0.1  # of a section's size: guides farther from its plane do not belong there
-FLAG = "placed by hand"
+FLAG = BY_HAND
 LOCKED = "a lock"
 SURE = 1.0
+OFF_FLAG = "its guides lie"
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +140,7 @@ def _agrees(edge: Edge, places: Mapping[str, Float], sections: Mapping[str, tupl
 
 def by_hand(placement: Placement, how: str) -> Placement:
     """A placement that says by what it was placed, in place of what it said of its search."""
-    flags = tuple(f for f in placement.flags if not f.startswith((FLAG, *OUTDATED)))
+    flags = tuple(f for f in placement.flags if not f.startswith((FLAG, OFF_FLAG, *OUTDATED)))
     quality = {**placement.quality, "by_hand": how}
     return dataclasses.replace(placement, flags=(*flags, f"{FLAG}, by {how}"), confidence=SURE, quality=quality)
 
@@ -196,5 +197,5 @@ def _guided(old: Placement, matrix: Float, guide: MriGuides, points: Float, mask
     away = float(np.abs(points[:, 0] - old.position_mm).mean())
     if away <= OFF_PLANE * long_side_mm(mask):
         return placed
-    flag = f"its guides lie {away:.1f} mm off its plane in the MRI: either they are wrong or the block's pose is"
+    flag = f"{OFF_FLAG} {away:.1f} mm off its plane in the MRI: either they are wrong or the block's pose is"
     return dataclasses.replace(placed, flags=(*placed.flags, flag))
