@@ -8,6 +8,7 @@ from pathlib import Path
 STATUSES = ("ok", "damaged", "missing", "excluded")
 FLIPS = ("auto", "none", "horizontal")
 MIRRORS = ("no", "yes", "auto")
+UNKNOWN_ORDER = "unknown"  # of the sections along the cutting axis
 READING_ORDERS = ("row-major", "row-major-rtl", "column-major", "column-major-rtl", "snake", "snake-rtl")
 
 
@@ -45,6 +46,11 @@ class Section:
     def is_used(self) -> bool:
         """Whether the section takes part at all (it has pixels and is not excluded)."""
         return self.status in ("ok", "damaged")
+
+    @property
+    def faces(self) -> tuple[bool, ...]:
+        """Whether the section may lie mirrored on its slide (True), not mirrored (False), or either."""
+        return {"none": (False,), "horizontal": (True,), "auto": (False, True)}[self.flip]
 
 
 @dataclass(frozen=True)
