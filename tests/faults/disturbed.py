@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,8 @@ from runs import FINISHED, Outcome
 from histomri.io.checksums import checksums
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 900
+# below what .ci/run grants, so that what hangs fails by name
+PATIENCE_S = 600
 # in the order in which one core comes to them
 RULES = (
     "ingest_section",
@@ -33,6 +35,8 @@ RULES = (
     "mri_refine",
     "mri_verify",
     "mri_transforms",
+    "resample_begin",
+    "resample_part",
     "resample_volume",
     "evaluate",
     "report",
@@ -133,17 +137,18 @@ def unequal(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
 
 def durations(out: Path) -> dict[str, float]:
     """About how many seconds a job of each rule takes, by its benchmark."""
-    places = {"edges": "stack_edges", "ingest": "ingest_section", "resample": "resample_volume"}
     found: dict[str, float] = {}
     for file in (out / "benchmarks").rglob("*.tsv"):
         stage = file.relative_to(out / "benchmarks").parts[0]
-        name = (
-            places.get(file.parent.name)
-            or places.get(stage)
-            or next((r for r in RULES if r in (f"{stage}_{file.stem}", file.stem)), stage)
-        )
-        found[name] = float(file.read_text().splitlines()[1].split("\t")[0])
+        found[_rule_of(stage, file)] = float(file.read_text().splitlines()[1].split("\t")[0])
     return found
+
+
+def _rule_of(stage: str, benchmark: Path) -> str:
+    last = re.match(r"begin|part", benchmark.stem.rpartition(".")[2])
+    places = {"edges": "stack_edges", "ingest": "ingest_section", "resample": f"resample_{last[0] if last else 'volume'}"}
+    named = (r for r in RULES if r in (f"{stage}_{benchmark.stem}", benchmark.stem))
+    return places.get(benchmark.parent.name) or places.get(stage) or next(named, stage)
 
 
 def wait_until(what: Any, process: subprocess.Popen[bytes], seconds: float = PATIENCE_S) -> bool:

@@ -62,9 +62,8 @@ def come_to(going: Run, left: Counter[str], seconds: dict[str, float], draw: ran
     return rule if going.process.poll() is None else None
 
 
-def strike(going: Run, manner: str) -> str:
-    """Kill in that manner; what was killed."""
-    jobs = going.job_processes()
+def strike(going: Run, manner: str, jobs: list[psutil.Process]) -> str:
+    """Kill in that manner, where these processes are at work on jobs; what was killed."""
     if manner == "job" and jobs:
         jobs[0].kill()
         # the others go on; the run ends by itself and says that one failed
@@ -95,7 +94,7 @@ def test_kills_at_random_moments_change_no_bit_and_repeat_no_finished_job(
     seconds, draw = durations(undisturbed / "out"), random.Random(SEED)
     by_rule: Counter[str] = Counter()
     by_manner: Counter[str] = Counter()
-    repeated, runs = set(), 0
+    repeated, runs, in_work = set(), 0, 0
     for number, left in enumerate(studies(plan(KILLS, SEED))):
         study = Path(shutil.copytree(tiny, tmp_path / f"study{number}"))
         done: set[str] = set()
@@ -109,7 +108,9 @@ def test_kills_at_random_moments_change_no_bit_and_repeat_no_finished_job(
                 if rule is not None:
                     left[rule if left[rule] else ANY] -= 1
                     by_rule[next(iter(going.at_work()), START) if rule not in going.at_work() else rule] += 1
-                    by_manner[strike(going, MANNERS[sum(by_rule.values()) % 3])] += 1
+                    jobs = going.job_processes()
+                    in_work += bool(jobs)
+                    by_manner[strike(going, MANNERS[sum(by_rule.values()) % 3], jobs)] += 1
                 else:
                     assert going.wait() == 0, going.text
             finally:
@@ -121,7 +122,9 @@ def test_kills_at_random_moments_change_no_bit_and_repeat_no_finished_job(
             print(f"{sum(by_rule.values())} of {KILLS} kills, {len(done)} jobs finished; now in {rule}", flush=True)
         assert unequal(results(study / "out"), expected) == []
         shutil.rmtree(study)
-    figures["kills"] = sum(by_rule.values())
+    figures["kills"], figures["kills while a stage's code ran"] = sum(by_rule.values()), in_work
     figures["kills by rule"], figures["kills by manner"] = dict(sorted(by_rule.items())), dict(by_manner)
     figures["runs"], figures["finished jobs repeated"], figures["files compared"] = runs, len(repeated), len(expected)
-    assert sum(by_rule.values()) == KILLS
+    if KILLS >= 10:
+        assert set(by_manner) == set(MANNERS)
+        assert in_work >= KILLS // 3, "the moments were too early to tell"

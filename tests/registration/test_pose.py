@@ -47,14 +47,17 @@ def _found(truth: np.ndarray, hands: tuple[bool, ...] = (False,), **part: Any) -
     return find_pose(*_pair(truth, **part), hands, ROTATIONS, keep=2)
 
 
-def _pair(truth: np.ndarray, symmetric: bool = False, planes: slice = slice(None), columns: int = 28) -> tuple[Scaled, Scaled]:
-    """The block with room along the cutting axis, or some of its planes and columns, and its MRI with contrast inverted."""
+def _pair(
+    truth: np.ndarray, symmetric: bool = False, planes: slice = slice(None), columns: int = 28, seen: slice = slice(0, 32)
+) -> tuple[Scaled, Scaled]:
+    """The block with room along the cutting axis, or a part of it, and its MRI, or what an MRI has ``seen``, contrast inverted."""
     tissue = Tissue(3, 7, symmetric)
     shape = np.array([72, 28, 28])
     grid = Grid(tuple(shape), np.full(3, 0.42), -(shape - 1) / 2 * 0.42)
     cut = grid.crop((planes.start or 0, 0, 0), (planes.stop or 72, 28, columns))
     block = tissue.image(cut)
-    mri = tissue.image(Grid((32, 32, 32), np.full(3, 0.46), truth[:3, 3] - 0.46 * 15.5), np.linalg.inv(truth), inverted=True)
+    whole = Grid((32, 32, 32), np.full(3, 0.46), truth[:3, 3] - 0.46 * 15.5)
+    mri = tissue.image(whole.crop((0, 0, seen.start), (32, 32, seen.stop)), np.linalg.inv(truth), inverted=True)
     return Scaled(*block), Scaled(*mri)
 
 
@@ -100,6 +103,15 @@ def test_half_of_a_specimen_is_sought_by_its_tissue(seed: int) -> None:
     half = _pair(truth, planes=slice(24, 48), columns=14)
     best = {name: search_orientations(*half, 0.45, (False,), 600, 1, (name,))[0] for name in ("all", "tissue")}
     assert apart(best["tissue"], truth) < 1.5 < 3.5 < apart(best["all"], truth)
+
+
+def test_an_mri_that_misses_a_part_of_the_specimen_is_found_or_in_doubt() -> None:
+    """As an MRI whose field of view is too small: most of the specimen is enough, half of it is not, and that is said."""
+    truth = _truth(4)
+    most, half = (_found(truth, seen=slice(4, end)) for end in (26, 20))
+    assert apart(most.best.block_to_mri, truth) < 0.15
+    assert most.confidence > 0.95
+    assert half.confidence < 0.75
 
 
 def test_a_mirror_image_is_found_only_where_it_is_allowed() -> None:

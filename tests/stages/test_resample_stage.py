@@ -14,6 +14,7 @@ import yaml
 from scipy import ndimage
 
 from histomri.core import Block, Grid, Image, Section
+from histomri.io.checksums import checksums
 from histomri.io.nifti import read_nifti, write_nifti
 from histomri.io.omezarr import PyramidSpec, Storage, open_array, write_pyramid
 from histomri.io.placements import write_placements
@@ -128,6 +129,16 @@ def test_tiles_and_little_memory_change_nothing(study: Study, monkeypatch, chunk
     tiled, tiled_coverage, _ = study.run(chunk_px=chunk)
     np.testing.assert_array_equal(tiled.data, volume.data)
     np.testing.assert_array_equal(tiled_coverage.data, coverage.data)
+
+
+@pytest.mark.parametrize(("grid", "key"), [("block", "chunk_px"), ("sections", "plane_chunk_px")])
+def test_chunks_change_no_level_of_a_store(study: Study, grid: str, key: str) -> None:
+    stores = []
+    for chunk in (32, 48):
+        study.run(grid, has_mri=False, **{key: chunk})
+        stores.append(checksums(study.folder / "volumes/v.ome.zarr"))
+    assert len(stores[0]) >= 2
+    assert stores[0] == stores[1]
 
 
 def test_a_run_gives_the_same_bytes_again(study: Study) -> None:
