@@ -159,3 +159,11 @@ def test_summary_leaves_out_what_was_not_measured() -> None:
     assert list(summary_lines({"tre_mm": None, "mask_dice": {"median": None}, "sections": {"placed": 3}})) == [
         "sections: 3 placed"
     ]
+
+
+def test_summary_begins_with_a_pose_that_is_in_doubt() -> None:
+    pose = {"b": {"confidence": 0.6, "warning": "the pose is in doubt"}, "c": {"confidence": 0.9, "warning": None}, "d": None}
+    assert list(summary_lines({"pose": pose, "sections": {"placed": 3}})) == [
+        "WARNING, block b: the pose is in doubt.",
+        "sections: 3 placed",
+    ]

@@ -23,11 +23,12 @@ from histomri.evaluation import (
     transform_parts,
     volume_on_plane,
 )
+from histomri.evaluation.acceptance import pose_warning
 from histomri.evaluation.block import BlockMeasurer, SectionImage, place_all
 from histomri.evaluation.planes import tissue_outline_mm
 from histomri.registration.search import rotation
 from histomri.transforms import Affine, DisplacementField
-from histomri.transforms.placement import Placement, Placements
+from histomri.transforms.placement import DOUBTFUL, Placement, Placements
 
 
 def affine(rotation_deg, scale_x, scale_y, shear, mirror):
@@ -163,7 +164,10 @@ def test_roughness_is_the_distance_by_which_an_outline_departs():
 def evidence(n=12, **odd):
     """``n`` unremarkable sections, the sixth with the given values."""
     rng = np.random.default_rng(4)
-    plain = [Evidence(f"s{i}", "he", density=0.2 + 0.002 * rng.normal(), mask_dice=0.93, confidence=0.9) for i in range(n)]
+    plain = [
+        Evidence(f"s{i}", "he", density=0.2 + 0.002 * rng.normal(), mask_dice=0.93, confidence=0.9, strain=0.1 + 0.01 * (i % 3))
+        for i in range(n)
+    ]
     changed = {**plain[5].__dict__, **odd}
     return [*plain[:5], Evidence(**changed), *plain[6:]]
 
@@ -177,7 +181,10 @@ def evidence(n=12, **odd):
         ({"confidence": 0.05}, "confidence"),
         ({"folding": 0.001}, "folding"),
         ({"nmi_before": 1.2, "nmi_after": 1.15}, "nmi"),
-        ({"strain": 0.9}, None),
+        ({"confidence": 0.29}, "confidence"),
+        ({"strain": 0.9}, "strain"),
+        ({"strain": 0.2}, None),
+        ({"strain": float("nan")}, None),
         ({"sheet_status": "damaged"}, "damaged"),
         ({"ingest_status": "empty", "placed": False}, "no_tissue"),
         ({"ingest_status": "unreadable", "placed": False}, "unreadable"),
@@ -188,6 +195,17 @@ def test_the_one_odd_section_is_flagged_with_a_reason_and_no_other(odd, code):
     flags = flag_sections(evidence(**odd), Thresholds())
     assert [f.code for f in flags[5]][:1] == ([code] if code else [])
     assert all(len(f.reason) > 10 for f in flags[5]) and not any(flags[:5] + flags[6:])
+
+
+def test_a_section_that_registration_does_not_rely_on_is_never_silent():
+    assert Thresholds().min_confidence >= DOUBTFUL
+
+
+@pytest.mark.parametrize(("confidence", "is_said"), [(0.5, True), (0.74, True), (0.75, False), (1.0, False), (None, False)])
+def test_a_pose_in_doubt_is_said_and_a_sure_one_is_not(confidence, is_said):
+    warning = pose_warning(confidence, Thresholds().min_pose_confidence)
+    assert (warning is not None) == is_said
+    assert not is_said or f"{confidence:.2f}" in warning
 
 
 def test_another_stain_is_no_outlier():

@@ -240,3 +240,23 @@ def test_landmarks_of_unknown_sections_and_beyond_the_section(study: Path) -> No
 def test_a_config_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(tmp_path / "config.yaml")]) == 1
     assert "cannot be read" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("sheet", "said"),
+    [
+        ([f"s{i}\ta.png\t{i}\tok\tHE" for i in range(201)], "block block has 201 sections; unknown is for 200 at most"),
+        (["a\ta.png\t0\tok\tHE", "b\tb.png\t1\tok\tNissl"], "block block has 2 stains (HE, Nissl); unknown is for one"),
+    ],
+    ids=["too many sections", "two stains"],
+)
+def test_an_order_that_cannot_be_found_is_refused_before_anything_runs(study: Path, sheet: list[str], said: str) -> None:
+    header = "section\tfile\tposition_mm\tstatus\tstain"
+    (study / "sections.tsv").write_text("\n".join([header, *sheet]) + "\n")
+    assert found(study) == []
+    (study / "config.yaml").write_text(CONFIG + "stack: {order: unknown}\n")
+    problem = only(study)
+    assert said in problem.what and problem.where == "config, key stack.order"
+    others_out = [line.replace("\tok", "\texcluded") for line in sheet[1:]]
+    (study / "sections.tsv").write_text("\n".join([header, sheet[0], *others_out]) + "\n")
+    assert found(study) == []

@@ -199,7 +199,7 @@ def test_two_points_and_the_mri_plane_tell_the_face() -> None:
     assert _off(changed["s4"], truth["s4"]) < 1e-6
 
 
-def test_points_far_off_the_sections_plane_are_told() -> None:
+def test_points_far_off_the_sections_plane_are_told_once_by_the_last_pose() -> None:
     _, work, pixels, marks = _guided_case(3)
     far = MriGuides(marks.section_mm, marks.mri_mm + np.array([2.5, 0, 0]))
     planes = MriPlanes((work.mri.image, work.mri.mask), 0.5, 0.2)
@@ -208,6 +208,12 @@ def test_points_far_off_the_sections_plane_are_told() -> None:
     assert changed["s4"].confidence < 0.9
     again = place_guided(changed, pixels, {"s4": far}, {"s4": BOTH}, planes, TO_MRI, "b")
     assert again["s4"].flags == changed["s4"].flags, "placed twice in a run, it says so once"
+    # the pose became better in between
+    for better, said in ((1.0, ["its guides lie 1.5 mm off its plane in the MRI"]), (2.5, [])):
+        pose = TO_MRI.copy()
+        pose[0, 3] += better
+        again = place_guided({**work.placements, **changed}, pixels, {"s4": far}, {"s4": BOTH}, planes, pose, "b")["s4"]
+        assert [f.split(":")[0] for f in again.flags if "off its plane" in f] == said
 
 
 def test_points_in_the_mri_that_contradict_each_other_are_told() -> None:

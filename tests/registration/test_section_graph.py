@@ -319,3 +319,16 @@ def test_foreign_sections_whose_outlines_line_up_are_not_placed_by_pairs_that_ag
 def test_a_specimen_unlike_its_mirror_image_is_judged_by_the_null_distribution_alone() -> None:
     truth, sections = stack_of(20)
     assert least_lead(all_edges(truth), list(sections), 0.01) == np.inf
+
+
+def test_sections_of_which_no_pair_was_accepted_are_not_sure_and_neither_is_the_first() -> None:
+    truth, sections = stack_of(5)
+    edges = [replace(e, score=0.03, margin=-0.02) for e in all_edges(truth)]
+    solution = solve_stack(edges, sections, SPACING)
+    assert solution.accepted == 0 and len(solution.block_to_section) == 1
+    assert set(solution.sure.values()) == {0.0}
+
+
+def test_a_section_with_nothing_to_be_compared_with_is_sure() -> None:
+    _, sections = stack_of(1)
+    assert solve_stack([], sections, SPACING).sure == {"s0": 1.0}

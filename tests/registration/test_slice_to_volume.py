@@ -80,7 +80,10 @@ def test_perturbed_sections_come_back() -> None:
     assert not result.sections["lost"].is_placed
     assert result.mri_to_block is not None
     np.testing.assert_allclose(result.mri_to_block.map(TO_MRI[:3, 3]), np.zeros(3), atol=0.3)
-    assert all(p.field is not None or p.quality["deformable"] == "left out: no better" for p in result.placed.values())
+    # what is left out says so, and what is said to be deformed is
+    bent = {k for k, p in result.placed.items() if p.field is not None}
+    assert 0 < len(bent) < len(result.placed)
+    assert bent == {k for k, p in result.placed.items() if p.quality["deformable"] == "yes"}
     assert work.mean_score() > 0.6
 
 

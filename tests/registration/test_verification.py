@@ -128,3 +128,12 @@ def test_sections_that_all_fit_a_plane_behind_their_own_err_by_as_much(right: Ev
     evidence = {f"{i}": dataclasses.replace(right, depth_mm=0.8) for i in range(9)}
     found = verdicts(evidence, {k: float(k) for k in evidence}, SPACING)
     assert found["4"].error_mm > 0.8
+
+
+def test_why_there_is_no_evidence_is_said_in_words(verifier: Verifier, mri: tuple[Image, Image], section: SectionPixels) -> None:
+    assert verifier.missing(place(np.eye(3), 500.0)).startswith("the MRI shows no tissue on its plane")
+    crumb = np.zeros_like(section.mask.data)
+    crumb[30:33, 40:43] = True
+    little = Verifier({"s": SectionPixels(section.image, section.mask.with_data(crumb))}, mri, np.eye(4), SPACING)
+    assert little.of(place(np.eye(3))) is None
+    assert little.missing(place(np.eye(3))).startswith("it holds too little tissue")

@@ -18,9 +18,11 @@ from histomri.io.placements import read_placements, write_placements
 from histomri.io.sheets import SectionGuide
 from histomri.io.transform_files import write_affine
 from histomri.registration.by_hand import MriGuides
+from histomri.registration.verification import Verdict
 from histomri.stages.by_hand import given_pose, locked_places
 from histomri.stages.ingest import IngestSettings, ingest_section
 from histomri.stages.stack import StackSettings, measure_edges, plan_pairs, solve
+from histomri.stages.verification import judged
 from histomri.transforms import Affine
 from histomri.transforms.placement import Placement, Placements
 
@@ -173,11 +175,24 @@ def test_a_locked_section_keeps_its_place_and_the_block_its_pose(study) -> None:
     locked = [dataclasses.replace(s, lock=folder / "lock.json") if s.id == "s2" else s for s in study[1]]
     placements = _solved(study, locked)
     np.testing.assert_array_equal(placements.sections["s2"].affine.matrix, place.affine.matrix)
-    assert placements.sections["s2"].flags == ("odd", "placed by hand, by a lock")
+    assert placements.sections["s2"].flags == ("placed by hand, by a lock",), "what an earlier run said of it is over"
     np.testing.assert_array_equal(placements.mri_to_block.matrix, pose.matrix)
     found, how = given_pose(Block("block"), placements, {})
     np.testing.assert_allclose(found, np.linalg.inv(pose.matrix))
     assert how == "a lock"
+
+
+def test_a_section_locked_again_and_again_does_not_gather_reasons(study) -> None:
+    folder, sections, manifests = study
+    (folder / "order.json").write_text('{"flags": {"s2": ["swapped with section s1"]}}')
+    place = Placement("s2", 1.0, Affine(_in_slide(TRUTH["s2"]), "block:block", "section:s2"))
+    locked = [dataclasses.replace(s, lock=folder / "again.json") if s.id == "s2" else s for s in sections]
+    for _ in range(3):
+        write_placements(folder / "again.json", Placements("block", {"s2": place}))
+        solve(locked, manifests, [folder / "edges.json"], folder / "out.json", SETTINGS, remarks=folder / "order.json")
+        place = judged(read_placements(folder / "out.json").sections["s2"], Verdict(0.1, 2.0, ("lies elsewhere",), {}))
+        assert place.flags == ("placed by hand, by a lock", "swapped with section s1", "lies elsewhere")
+        assert place.suspicions == place.flags[1:] and place.notes == place.flags[:1]
 
 
 def test_locks_of_two_runs_do_not_go_together(study) -> None:

@@ -36,6 +36,8 @@ SPACING = 0.2
 SHAPE = (120, 110)
 N = 13
 TORN, PALE, BLOTCHED, MOVED, LOST, MISSING, FOLDED, MIRRORED = "s03", "s05", "s07", "s09", "s10", "s11", "s01", "s06"
+LOCKED = "s08"
+CONFIDENCE = {TORN: 0.8, MOVED: 0.4}
 SETTINGS = EvaluateSettings(max_pixels=128)
 
 
@@ -105,7 +107,7 @@ def placement(i: int, to_section: Affine, final: bool) -> Placement:
     """The true placement, spoilt for the sections that are to be found; before refinement all are 0.8 mm off."""
     name, z = f"s{i:02d}", 0.5 * i
     if name == LOST:
-        return Placement(name, z, None, flags=("no neighbour agrees",), confidence=0.0)
+        return Placement(name, z, None, flags=("no neighbour agrees; not even one",), confidence=0.0)
     shift = [0.0, 0.0] if final else [0.8, -0.5]
     shift = [2.2, 1.5] if name == MOVED and final else shift
     found = Affine(to_section.matrix @ Affine.from_parts(np.eye(2), shift).matrix)
@@ -114,7 +116,8 @@ def placement(i: int, to_section: Affine, final: bool) -> Placement:
         grid = Grid((24, 22), np.array([1.0, 1.0]))
         y = grid.points()[..., 0]
         field = DisplacementField(grid, np.stack([-4.0 * np.exp(-((y - 12) ** 2)) * (y - 12), 0 * y], axis=-1))
-    return Placement(name, z, found, field, confidence=0.9)
+    flags = ("placed by hand, by a lock",) if name == LOCKED and final else ()
+    return Placement(name, z, found, field, flags, confidence=CONFIDENCE.get(name, 0.9))
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +205,7 @@ def test_landmark_errors_are_the_displacements_that_were_put_in(study, metrics):
 def test_unmappable_landmarks_are_counted_apart_and_say_why(study, metrics):
     errors = {r["name"]: r for r in read(study["folder"] / "landmarks.tsv")}
     assert metrics["unmapped_landmarks"] == 4
+    assert {r["section"]: r["flagged"] for r in errors.values()} == {"s02": "no", LOCKED: "no", MOVED: "yes", LOST: "yes"}
     assert "not placed" in errors[f"{LOST}-0"]["reason"] and "outside" in errors["off"]["reason"]
     assert errors["off"]["error_mm"] == ""
 
@@ -234,11 +238,19 @@ def test_mirrored_is_information_and_no_suspicion(rows, metrics):
     assert metrics["sections"] == {"total": 13, "placed": 11, "flagged": 7, "lost": 2, "mirrored": 1}
 
 
+def test_a_section_placed_by_hand_is_noted_and_no_suspicion(rows, study):
+    assert rows[LOCKED]["flags"] == "" and rows[LOCKED]["notes"].split("; ")[0] == "placed by hand, by a lock"
+
+
+def test_a_flag_stays_one_flag_in_the_table_whatever_it_holds(rows):
+    assert rows[LOST]["flags"].split("; ")[0] == "remark: no neighbour agrees, not even one"
+
+
 def test_overlap_and_nmi_see_that_refinement_helped(metrics, rows):
     assert metrics["mask_dice"]["median"] > 0.97 and metrics["mask_dice"]["p10"] < 0.97
     assert metrics["nmi"]["after"] > metrics["nmi"]["before"] + 0.05
     assert float(rows["s02"]["scale_x"]) == pytest.approx(0.9) and float(rows["s02"]["shear"]) == pytest.approx(0, abs=1e-9)
-    assert metrics["pose"]["b"]["confidence"] == 0.93
+    assert metrics["pose"]["b"]["confidence"] == 0.93 and metrics["pose"]["b"]["warning"] is None
 
 
 def test_folding_is_measured_only_where_it_is(metrics, rows):
@@ -314,6 +326,32 @@ def test_contact_sheets_show_every_section_in_order_and_mark_the_flagged(study, 
 def test_report_shows_flagged_sections_first_with_reasons(page):
     assert page.index('id="flagged"') < page.index(f'id="s-{TORN}"') < page.index('id="volumes"') < page.index('id="s-s02"')
     assert "torn, cracked or lost" in page and page.count("data:image/jpeg") == 2 * 11 + 6
+
+
+def test_flagged_sections_stand_in_order_of_confidence_worst_first(page):
+    flagged = page[page.index('id="flagged"') : page.index('id="volumes"')]
+    shown = re.findall(r'id="s-(s\d\d)"', flagged)
+    assert shown[:3] == [LOST, MOVED, TORN] and shown[-1] == MISSING
+    assert set(shown) == {TORN, PALE, BLOTCHED, MOVED, LOST, MISSING, FOLDED}
+
+
+def test_what_was_placed_by_hand_is_said_in_the_report(page):
+    own = page[page.index(f'id="s-{LOCKED}"') :].split("</article>")[0]
+    assert '<p class="note">placed by hand, by a lock</p>' in own and "reasons" not in own
+
+
+def test_a_pose_in_doubt_is_the_first_thing_that_the_report_says(study, page, tmp_path):
+    assert 'class="warning"' not in page
+    pose = json.loads(study["poses"]["b"].read_text()) | {"confidence": 0.62}
+    (tmp_path / "pose.json").write_text(json.dumps(pose))
+    evaluate(**study | {"poses": {"b": tmp_path / "pose.json"}, "landmarks": None, "folder": tmp_path})
+    args = [study[k] for k in ("study", "sections", "manifests", "blocks", "placements")]
+    write_report(*args, {}, tmp_path, SETTINGS, tmp_path / "index.html")
+    told = (tmp_path / "index.html").read_text()
+    text = told[told.index('class="warning"') :].split("</p>")[0]
+    assert "the pose in the MRI is in doubt (confidence 0.62" in text
+    assert told.index('class="warning"') < told.index('class="cards"') < told.index('id="flagged"')
+    assert told.count('href="#sections"') == 1 and 'id="sections"' in told
 
 
 def test_report_keeps_to_its_size(study, tmp_path):

@@ -206,3 +206,24 @@ def test_remarks_on_the_order_become_flags(study) -> None:
     placements = read_placements(folder / "told.json")
     assert placements.sections["s1"].flags == ("in the wrong place",)
     assert placements.sections["s0"].flags == ()
+
+
+def test_where_no_pair_was_accepted_at_all_no_section_is_sure_and_each_says_so(study) -> None:
+    folder, sections, manifests = study
+    records = json.loads((folder / "edges.json").read_text())["edges"]
+    doubt = [r | {"score": 0.02, "margin": -0.1} for r in records]
+    (folder / "none.json").write_text(json.dumps({"edges": doubt}))
+    solve(sections, manifests, [folder / "none.json"], folder / "lost.json", SETTINGS)
+    found = read_placements(folder / "lost.json")
+    assert {"s0", "s1"} <= set(found.placed) <= set(TRUTH)
+    assert all(p.is_doubtful and p.flags[0].startswith("no pair was accepted") for p in found.placed.values())
+    assert all(found.sections[n].flags[0].startswith("not placed") for n in set(TRUTH) - set(found.placed))
+
+
+def test_a_section_by_itself_is_sure_of_its_place(study) -> None:
+    folder, sections, manifests = study
+    alone = [s for s in sections if s.id in ("s1", "s2", "s3")]
+    measure_edges(alone, manifests, plan_pairs(alone, 3, 16)[0], folder / "alone.json", SETTINGS)
+    solve(alone, manifests, [folder / "alone.json"], folder / "one.json", SETTINGS)
+    (placed,) = read_placements(folder / "one.json").placed.values()
+    assert (placed.section, placed.confidence, placed.flags) == ("s1", 1.0, ())

@@ -100,3 +100,26 @@ def test_without_sweeps_the_rigid_placements_pass_through(study) -> None:
     assert after.quality == before.quality
     for k, p in before.placed.items():
         np.testing.assert_array_equal(after.sections[k].affine.matrix, p.affine.matrix)
+
+
+def test_a_doubtful_section_says_that_it_was_left_where_its_pairs_put_it(study) -> None:
+    folder, sections, manifests = study
+    given = read_placements(folder / "placements.json")
+    unsure = dataclasses.replace(given.sections["s2"], confidence=0.25)
+    write_placements(folder / "unsure.json", dataclasses.replace(given, sections={**given.sections, "s2": unsure}))
+    deform(sections, manifests, folder / "unsure.json", folder / "left.json", dataclasses.replace(SETTINGS, deformable_sweeps=0))
+    after = read_placements(folder / "left.json").sections["s2"]
+    np.testing.assert_array_equal(after.affine.matrix, unsure.affine.matrix)
+    assert len(after.flags) == 1 and "not fitted to its neighbours" in after.flags[0]
+
+
+def test_where_all_sections_are_doubtful_none_moves(study) -> None:
+    folder, sections, manifests = study
+    given = read_placements(folder / "placements.json")
+    unsure = {k: dataclasses.replace(p, confidence=min(p.confidence, 0.05)) for k, p in given.sections.items()}
+    write_placements(folder / "unsure.json", dataclasses.replace(given, sections=unsure))
+    deform(sections, manifests, folder / "unsure.json", folder / "left.json", dataclasses.replace(SETTINGS, deformable_sweeps=0))
+    after = read_placements(folder / "left.json")
+    assert len(after.placed) == len(given.placed)
+    for k, p in given.placed.items():
+        np.testing.assert_allclose(after.sections[k].affine.matrix, p.affine.matrix, atol=1e-9)

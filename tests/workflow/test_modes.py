@@ -110,8 +110,9 @@ def test_an_unknown_order_compares_all_with_all_and_is_refused_where_that_is_too
     planned = plan_pairs(sections, 2, 2, "unknown")
     assert sum(map(len, planned)) == USED * (USED - 1) // 2
     assert sum(job.startswith("stack_edges:") for job in outcome.jobs) == len(planned)
-    many = sheets({"a": True}, sections=202)
+    many = sheets({"a": True}, stains=("nissl", "he"), sections=202)
     workflow.set_key(many, "stack", "order", "unknown")
     refused = workflow.run(many, "--dry-run")
     assert refused.status != 0
     assert "block a has 201 sections; unknown is for 200 at most" in refused.text
+    assert "block a has 2 stains (he, nissl); unknown is for one" in refused.text

@@ -21,6 +21,7 @@ from histomri.io.given import future_problems, given_names, study_folder
 from histomri.io.links import link_problems
 from histomri.io.lock import hold_job
 from histomri.io.lock import hold_run as hold_run_of
+from histomri.io.order import order_problems
 from histomri.io.placements import fields_file
 from histomri.io.resources import PACKAGE
 from histomri.io.sheets import block_to_dict, guide_to_dict, section_to_dict
@@ -102,21 +103,9 @@ def check_files(study):
         problems.append(Problem(f"config, key ingest.stains.{stain}", what, remedy))
     if study.landmarks and not study.landmarks.is_file():
         problems.append(Problem("config, key landmarks", f"there is no file {study.landmarks}", "correct the path"))
-    problems += order_problems(study)
+    problems += order_problems(study.stage("stack")["order"], study.sections)
     if problems:
         raise InputError(*problems)
-
-
-def order_problems(study):
-    """Blocks with more sections than can be compared all with all."""
-    from histomri.stages.stack import MOST_UNKNOWN, UNKNOWN
-
-    if study.stage("stack")["order"] != UNKNOWN:
-        return []
-    many = [(b, len(stack.used)) for b, stack in study.stacks.items() if len(stack.used) > MOST_UNKNOWN]
-    remedy = "fill in position_mm or index as far as it is known, and write order: sheet"
-    limit = f"unknown is for {MOST_UNKNOWN} at most, because each is compared with all others"
-    return [Problem("config, key stack.order", f"block {b} has {n} sections; {limit}", remedy) for b, n in many]
 
 
 STUDY = find_study()

@@ -32,6 +32,9 @@ def run(args: argparse.Namespace) -> int:
 
 def summary_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
     """The headline numbers of ``metrics.json`` in words; what was not measured is left out."""
+    for block, pose in (metrics.get("pose") or {}).items():
+        if pose and pose.get("warning"):
+            yield f"WARNING, block {block}: {pose['warning']}."
     sections, tre, dice = (metrics.get(key) or {} for key in ("sections", "tre_mm", "mask_dice"))
     if sections:
         yield "sections: " + ", ".join(f"{sections[key]} {key}" for key in ("placed", "flagged", "lost") if key in sections)

@@ -8,7 +8,6 @@ from pathlib import Path
 STATUSES = ("ok", "damaged", "missing", "excluded")
 FLIPS = ("auto", "none", "horizontal")
 MIRRORS = ("no", "yes", "auto")
-UNKNOWN_ORDER = "unknown"  # of the sections along the cutting axis
 READING_ORDERS = ("row-major", "row-major-rtl", "column-major", "column-major-rtl", "snake", "snake-rtl")
 
 

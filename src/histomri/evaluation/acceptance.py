@@ -65,7 +65,8 @@ class Thresholds:
     outlier_z: float = 4.0
     peer_window: int = 8
     min_mask_dice: float = 0.6
-    min_confidence: float = 0.2
+    min_confidence: float = 0.3
+    min_pose_confidence: float = 0.75
     max_folding: float = 0.0
     max_nmi_loss: float = 0.01
     min_missing: float = 0.006
@@ -312,6 +313,16 @@ def _once(flags: Sequence[Flag]) -> tuple[Flag, ...]:
     """The first flag of each code, and every remark."""
     codes = [f.code for f in flags]
     return tuple(f for i, f in enumerate(flags) if f.code == "remark" or f.code not in codes[:i])
+
+
+def pose_warning(confidence: float | None, least: float) -> str | None:
+    """What must be said of a block's pose in the MRI where it is less sure than ``least``, None where it is sure or unknown."""
+    if confidence is None or confidence >= least:
+        return None
+    return (
+        f"the pose in the MRI is in doubt (confidence {confidence:.2f}, where 0.5 means that another pose fits as well). "
+        "All its sections may lie wrong in the MRI, whatever is said of each"
+    )
 
 
 def flag_sections(evidence: Sequence[Evidence], thresholds: Thresholds) -> list[tuple[Flag, ...]]:

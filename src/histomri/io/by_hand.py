@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from histomri.core import Block, InputError, Section
 from histomri.core.errors import Problem, named
-from histomri.core.section import UNKNOWN_ORDER
+from histomri.io.order import UNKNOWN
 from histomri.io.placements import fields_file, read_placements, write_placements
 from histomri.io.sheets import Parsed, SectionGuide
 from histomri.transforms import Affine
@@ -77,11 +77,11 @@ def section_problems(
     """Rough transforms and locks that are not there, not what they should be, or of no use; ``order`` is ``stack.order``."""
     known, guided = {s.id: s for s in sections}, Counter(g.section for g in guides)
     locked = [s.id for s in sections if s.lock is not None]
-    if order == UNKNOWN_ORDER and locked:
+    if order == UNKNOWN and locked:
         yield order_problem(sheet, locked)
     for section in sections:
         found = [*_idle_problems(section), *_transform_problems(section, known)]
-        found += _lock_problems(section) if section.is_used and order != UNKNOWN_ORDER else ()
+        found += _lock_problems(section) if section.is_used and order != UNKNOWN else ()
         ways = [w for w, given in (("lock", section.lock), ("transform", section.transform)) if given]
         ways += ["guides"] if guided[section.id] else []
         if len(ways) > 1 and "lock" in ways:

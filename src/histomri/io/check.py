@@ -22,6 +22,7 @@ from histomri.io.config import config_problems, load_study, read_config, unmatch
 from histomri.io.given import future_problems
 from histomri.io.links import link_problems
 from histomri.io.nifti import read_geometry, read_nifti
+from histomri.io.order import order_problems
 from histomri.io.sheets import (
     Parsed,
     SectionGuide,
@@ -81,12 +82,19 @@ def check_study(config_path: Path) -> list[Problem]:
     inputs = _look(sheets, _positive(config.get("section_spacing_mm"))) if "sections" in sheets else None
     if inputs:
         problems += _input_problems(inputs, _positive(config.get("pixel_size_mm")))
-        problems += _by_hand_problems(inputs, _order(config))
+        problems += _by_hand_problems(inputs, str(_value(config, "stack", "order")))
+        problems += order_problems(_value(config, "stack", "order"), inputs.sections.items)
     if _is_text(config.get("output")):
         problems += _output_problems(absolute(config["output"], path.parent), f"{path}, key output", inputs)
     with suppress(InputError):  # what stops it is among the problems already
         problems += future_problems(load_study(path))
     return list(dict.fromkeys(problems))
+
+
+def _value(config: Mapping[str, Any], stage: str, key: str) -> object:
+    """A stage's key as the user wrote it, None where it is not there."""
+    keys = config.get(stage)
+    return keys.get(key) if isinstance(keys, Mapping) else None
 
 
 def _is_text(value: object) -> bool:
@@ -291,12 +299,6 @@ def _outside(point_px: tuple[float, float], shape: tuple[int, int], where: str) 
     if not (-0.5 <= y <= height - 0.5 and -0.5 <= x <= width - 0.5):
         what = f"x {x:g}, y {y:g} lies outside of the section, which has {width} x {height} pixels"
         yield Problem(where, what, "give it in level-0 pixels from the top left of the section's region")
-
-
-def _order(config: Mapping[str, Any]) -> str:
-    """``stack.order`` as far as the config says it in a way that can be read."""
-    stack = config.get("stack")
-    return str(stack.get("order", "sheet")) if isinstance(stack, Mapping) else "sheet"
 
 
 def _by_hand_problems(inputs: _Inputs, order: str) -> Iterator[Problem]:

@@ -23,7 +23,7 @@ from histomri.registration.section_graph import Edge, StackSolution, closes, inv
 from histomri.registration.volume import SectionPixels
 from histomri.transforms import Affine, Transform
 from histomri.transforms.affine import nearest_rotation
-from histomri.transforms.placement import Placement
+from histomri.transforms.placement import BY_HAND, Placement
 
 Float = NDArray[np.float64]
 NEAR = 0.02  # of a section's size: the images may lead this far away from the points
@@ -33,7 +33,7 @@ ACCEPTED = 0.1  # above the score that a pair needs: accepted for sure, and no h
 OFF_PLANE = 0.1  # of a section's size: guides farther from its plane do not belong there
 MISSED = 0.05  # of a section's size: points that the best rigid place misses by more contradict each other, or the face
 AWAY = 0.1  # of a section's size: a place farther from its points is not the one that they tell
-FLAG = "placed by hand"
+FLAG = BY_HAND
 NO_FIT, ELSEWHERE, OFF = "no rigid place fits", "it lies elsewhere than", "its guides lie"  # how doubts of what was given begin
 DOUBTS = (NO_FIT, ELSEWHERE, OFF)
 LOCKED = "a lock"

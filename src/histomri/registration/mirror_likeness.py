@@ -43,10 +43,10 @@ def least_lead(edges: list[Edge], names: list[str], alpha: float) -> float:
 def sureness(score: float, threshold: float, lead: float, least: float) -> float:
     """How surely a section is placed, 0 to 1, from its best accepted pair's ``score`` and the largest ``lead`` of its pairs.
 
-    0 at the threshold of either and 1 well above it; 1 without a pair (a section that is known).
+    0 at the threshold of either and 1 well above it; 0 where no pair was accepted.
     """
     if score <= 0:
-        return 1.0
+        return 0.0
     by_score = (score - threshold) / (1e-9 + 0.5 * max(threshold, 0.1))
     by_lead = (lead - least) / (2 * max(least, LEAST_WIDTH)) if np.isfinite(least) else 0.0
     return float(min(1.0, max(0.0, by_score, by_lead)))

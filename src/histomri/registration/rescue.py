@@ -144,9 +144,9 @@ def rescue(
 def _rescued(old: Placement, affine: Affine, score: float, margin: float) -> Placement:
     quality = {**old.quality, "mri_search_score": round(score, 4), "mri_search_margin": round(margin, 4)}
     if margin >= CLEAR_MARGIN:
-        flag, confidence = "its neighbours could not place it; found on its MRI plane", min(1.0, DOUBTFUL + 4 * margin)
+        flag, confidence = "its neighbours could not place it, found on its MRI plane", min(1.0, DOUBTFUL + 4 * margin)
     else:
-        flag, confidence = "its neighbours could not place it; a guess on its MRI plane", GUESS
+        flag, confidence = "its neighbours could not place it, a guess on its MRI plane", GUESS
     flags = tuple(f for f in old.flags if not f.startswith(OUTDATED))
     return dataclasses.replace(
         old, affine=affine, field=None, flags=(*flags, flag), confidence=round(confidence, 4), quality=quality

@@ -132,7 +132,8 @@ def solve_stack(
     score = {n: max((e.score for e in inside if n in (e.fixed, e.moving)), default=0.0) for n in names}
     lead = {n: max((e.margin for e in inside if n in (e.fixed, e.moving)), default=0.0) for n in names}
     agree = {n: sum(n in (e.fixed, e.moving) for e in together) for n in names}
-    sure = {n: max(sureness(score[n], threshold, lead[n], least), sure_by_agreement(agree[n])) for n in names}
+    # one section by itself, with nothing to be compared with, lies right
+    sure = {n: max(sureness(score[n], threshold, lead[n], least), sure_by_agreement(agree[n])) if edges else 1.0 for n in names}
     return StackSolution(solution, component, threshold, score, _misfit(solution, inside, sections), len(inside), sure)
 
 

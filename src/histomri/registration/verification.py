@@ -37,6 +37,7 @@ Float = NDArray[np.float64]
 Array = NDArray[np.float32]
 DEPTHS = 4  # planes on either side
 AGREES = 0.02  # of a section's size: two placements closer than this are the same
+UNSEEN = 0.2  # where nothing can be compared, nothing speaks for a place
 SETTLED = 0.5  # a section surer than this needs no remark on how it was placed
 NEAR = 4  # sections on either side that share in a section's depth error
 LEAST_DICE = 0.85
@@ -108,6 +109,12 @@ class Verifier:
             relief=relief,
             size_mm=long_side_mm(pixels.mask),
         )
+
+    def missing(self, placement: Placement) -> str:
+        """Why there is no evidence for a placed section, in words."""
+        if self.planes.at(placement.position_mm, self.block_to_mri) is None:
+            return "the MRI shows no tissue on its plane, so that nothing in the MRI speaks for its place"
+        return "it holds too little tissue to be compared with the MRI"
 
     def _section_on(self, grid: Grid, placement: Placement) -> tuple[Array, NDArray[np.bool_]]:
         both = on_plane(self.pixels[placement.section], placement, grid)

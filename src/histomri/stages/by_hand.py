@@ -146,15 +146,15 @@ def locked_places(sections: Sequence[Section]) -> tuple[dict[str, Placement], An
     Raises :class:`InputError` where a lock cannot be used, or locks come from runs with different poses.
     """
     from histomri.io.by_hand import read_lock
-    from histomri.registration.by_hand import FLAG, LOCKED, by_hand
+    from histomri.registration.by_hand import LOCKED, by_hand
 
     places: dict[str, Placement] = {}
     poses: dict[str, Any] = {}
     for section in sections:
         if section.lock is not None and section.is_used:
             place, record = read_lock(section)
-            kept = dataclasses.replace(place, flags=tuple(f for f in place.flags if not f.startswith(FLAG)))
-            places[section.id] = by_hand(kept, LOCKED)
+            # the flags are those of the run that it was locked from: this one raises its own
+            places[section.id] = by_hand(dataclasses.replace(place, flags=()), LOCKED)
             poses[section.id] = record.mri_to_block
     return places, _one_pose({k: p for k, p in poses.items() if p is not None})
 

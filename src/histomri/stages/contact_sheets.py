@@ -17,6 +17,7 @@ from histomri.stages.pictures import data_address, outline
 THUMB_PX = 112
 DRAWN_PX = 2 * THUMB_PX  # the outline is drawn at twice the size and averaged down, for thin lines
 OUTLINE = (0, 170, 60)
+BETWEEN = "; "  # the flags or notes in a cell of sections.tsv
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def thumbnails(rows: Sequence[Mapping[str, str]], manifests: Mapping[str, Sectio
 
 def thumbnail(row: Mapping[str, str], manifest: SectionManifest | None) -> Thumbnail:
     """The thumbnail of one section."""
-    flags = tuple(flag for flag in row["flags"].split("; ") if flag)
+    flags = tuple(flag for flag in row["flags"].split(BETWEEN) if flag)
     picture = None if manifest is None or manifest.status == "unreadable" else outlined(manifest)
     if picture is None:
         return Thumbnail(row["section"], row["block"], flags, row["notes"], "", THUMB_PX, THUMB_PX)

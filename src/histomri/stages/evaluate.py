@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histomri.core import Block, Section
-from histomri.evaluation.acceptance import Evidence, Flag, Thresholds, flag_sections
+from histomri.evaluation.acceptance import Evidence, Flag, Thresholds, flag_sections, pose_warning
 from histomri.evaluation.block import BlockMeasurer, SectionMeasures, place_all
 from histomri.evaluation.regularity import transform_parts
 from histomri.evaluation.summary import summarise
@@ -24,6 +24,7 @@ from histomri.io.graph import read_graph
 from histomri.io.placements import at_placed_positions, read_placements
 from histomri.io.sections import SectionManifest
 from histomri.io.tables import read_table
+from histomri.stages.contact_sheets import BETWEEN
 from histomri.stages.evaluation_inputs import PlacedBlock, read_block, read_manifests
 from histomri.stages.provenance import write_provenance
 from histomri.stages.report import write_report
@@ -89,9 +90,10 @@ def evaluate(
     ]
     errors = None if landmarks is None else _landmark_errors(landmarks, graph, known)
     rows = [row for j in judged for row in _section_rows(j, known)]
+    metrics = _metrics(study, judged, errors, settings.min_pose_confidence)
     _write_table(folder / "sections.tsv", rows, list(rows[0]) if rows else ["section"])
     _write_table(folder / "landmarks.tsv", errors or [], ["name", "section", "error_mm", "flagged", "reason", *"xyz"])
-    write_json(folder / "metrics.json", _metrics(study, judged, errors))
+    write_json(folder / "metrics.json", metrics)
 
 
 def _judge(
@@ -158,7 +160,7 @@ def _evidence(s: Section, block: PlacedBlock, manifest: SectionManifest | None, 
         )
     if placement is None:
         return base
-    base = dataclasses.replace(base, remarks=placement.flags, placed=placement.is_placed, confidence=placement.confidence)
+    base = dataclasses.replace(base, remarks=placement.suspicions, placed=placement.is_placed, confidence=placement.confidence)
     if placement.affine is not None:
         base = dataclasses.replace(base, parts=transform_parts(placement.affine))
     if measures is None:
@@ -177,11 +179,26 @@ def _evidence(s: Section, block: PlacedBlock, manifest: SectionManifest | None, 
 
 def _section_rows(judged: _Judged, manifests: Mapping[str, SectionManifest]) -> list[Row]:
     return [
-        _section_row(s, e, f, manifests.get(s.id)) for s, e, f in zip(judged.sections, judged.evidence, judged.flags, strict=True)
+        _section_row(s, e, f, (*_by_hand(judged, s.id), *_ingest_notes(manifests.get(s.id))))
+        for s, e, f in zip(judged.sections, judged.evidence, judged.flags, strict=True)
     ]
 
 
-def _section_row(s: Section, e: Evidence, flags: tuple[Flag, ...], manifest: SectionManifest | None) -> Row:
+def _by_hand(judged: _Judged, section: str) -> tuple[str, ...]:
+    placement = judged.block.placements.sections.get(section)
+    return placement.notes if placement else ()
+
+
+def _ingest_notes(manifest: SectionManifest | None) -> tuple[str, ...]:
+    return manifest.flags if manifest else ()
+
+
+def _listed(texts: Iterable[object]) -> str:
+    """Texts in one cell; none of them holds what stands between them, so that readers can take them apart again."""
+    return BETWEEN.join(str(text).replace(BETWEEN, ", ") for text in texts)
+
+
+def _section_row(s: Section, e: Evidence, flags: tuple[Flag, ...], notes: tuple[str, ...]) -> Row:
     near, parts = e.neighbours, e.parts
     return {
         "section": s.id,
@@ -192,7 +209,7 @@ def _section_row(s: Section, e: Evidence, flags: tuple[Flag, ...], manifest: Sec
         "placed": "yes" if e.placed else "no",
         "mirrored": "" if parts is None else "yes" if parts.mirrored else "no",
         "confidence": e.confidence,
-        "flags": "; ".join(map(str, flags)),
+        "flags": _listed(flags),
         "mask_dice": e.mask_dice,
         "nmi_before": e.nmi_before,
         "nmi_after": e.nmi_after,
@@ -212,7 +229,7 @@ def _section_row(s: Section, e: Evidence, flags: tuple[Flag, ...], manifest: Sec
         "scale_x": parts.scale_x if parts else NAN,
         "scale_y": parts.scale_y if parts else NAN,
         "shear": parts.shear if parts else NAN,
-        "notes": "; ".join(manifest.flags) if manifest else "",
+        "notes": _listed(notes),
     }
 
 
@@ -262,7 +279,7 @@ def _without_p10(values: Sequence[float]) -> dict[str, Any]:
     return {k: v for k, v in summarise(values).items() if k != "p10"}
 
 
-def _metrics(study: str, judged: Sequence[_Judged], errors: list[Row] | None) -> dict[str, Any]:
+def _metrics(study: str, judged: Sequence[_Judged], errors: list[Row] | None, sure_pose: float) -> dict[str, Any]:
     every = [m for j in judged for m in j.measures.values()]
     return {
         "study": study,
@@ -270,7 +287,7 @@ def _metrics(study: str, judged: Sequence[_Judged], errors: list[Row] | None) ->
         **_quality(every),
         "sections": _counts(judged),
         "smoothness": {j.block.block.id: dict(j.smoothness) for j in judged},
-        "pose": {j.block.block.id: _pose_summary(j) for j in judged},
+        "pose": {j.block.block.id: _pose_summary(j, sure_pose) for j in judged},
         "blocks": {j.block.block.id: {**_quality(list(j.measures.values())), "sections": _counts([j])} for j in judged},
     }
 
@@ -298,10 +315,11 @@ def _counts(judged: Sequence[_Judged]) -> dict[str, int]:
     }
 
 
-def _pose_summary(judged: _Judged) -> dict[str, Any] | None:
+def _pose_summary(judged: _Judged, sure_pose: float) -> dict[str, Any] | None:
     if not judged.pose:
         return None
-    return {key: judged.pose.get(key) for key in ("confidence", "metrics", "given_by")}
+    summary = {key: judged.pose.get(key) for key in ("confidence", "metrics", "given_by")}
+    return summary | {"warning": pose_warning(summary["confidence"], sure_pose)}
 
 
 def _cell(value: Any) -> str:

@@ -63,12 +63,15 @@ def find_pose(
 
     Raises ``RegistrationError`` when there is no pose that is anatomically possible, or none sure enough for ``min_confidence``;
     the candidates are then in ``pose_refused.json`` and ``.png`` beside ``pose``, because Snakemake removes what a failed job was
-    to make.
+    to make. Those of an earlier run are removed.
     """
     from histomri.io.atomic import write_json
     from histomri.io.placements import read_placements
     from histomri.stages.by_hand import given_pose, mri_guides
 
+    refused = pose.with_name("pose_refused.json")
+    for file in (refused, refused.with_suffix(".png")):
+        file.unlink(missing_ok=True)
     placements = read_placements(placements_in)
     given = given_pose(block, placements, mri_guides(guides, read_manifests_of(manifests, guides)))
     if given is not None:
@@ -85,7 +88,6 @@ def find_pose(
     record = {**_pose_record(block, found[chosen].result), "sections_as": chosen}
     confidence = found[chosen].result.confidence
     if confidence < settings.min_confidence:
-        refused = pose.with_name("pose_refused.json")
         write_json(refused, record)
         found[chosen].draw(refused.with_suffix(".png"))
         raise RegistrationError(
@@ -189,10 +191,10 @@ def _hypotheses(
 ) -> tuple[dict[str, tuple[Mapping[str, Placement], float]], dict[str, SectionPixels]]:
     """Ways in which the sections may lie to each other, each with the share of its confidence that counts; and their pixels."""
     pixels = load_pixels(sections, manifests, placements, spacing_mm)
-    sure = {k: p for k, p in placements.placed.items() if not p.is_doubtful} or placements.placed
-    # a pose from a few of the sections speaks for the others less
+    sure = {k: p for k, p in placements.placed.items() if not p.is_doubtful}
+    # a pose from a few of the sections speaks for the others less, and one from guesses for none
     share = min(1.0, 2 * len(sure) / max(len(placements.sections), 1))
-    hypotheses: dict[str, tuple[Mapping[str, Placement], float]] = {"neighbours": (sure, share)}
+    hypotheses: dict[str, tuple[Mapping[str, Placement], float]] = {"neighbours": (sure or placements.placed, share)}
     if share < 1:
         pixels |= _doubtful_pixels(sections, manifests, placements, spacing_mm)
         hypotheses["mounted"] = (as_mounted(placements, pixels), 1.0)
@@ -214,7 +216,7 @@ def as_mounted(placements: Placements, pixels: Mapping[str, SectionPixels]) -> d
         if len(nodes):
             centre = shown.mask.grid.to_world(nodes.mean(axis=0))
             affine = Affine.from_parts(np.eye(2), centre, f"block:{placements.block}", f"section:{key}")
-            flags = (f"{MOUNTED_FLAG}; taken as it is mounted on its slide",)
+            flags = (f"{MOUNTED_FLAG}, taken as it is mounted on its slide",)
             out[key] = dataclasses.replace(placements.sections[key], affine=affine, field=None, flags=flags, confidence=MOUNTED)
     return out
 

@@ -21,7 +21,7 @@ from histomri.evaluation.neighbours import PlacedSection
 from histomri.io.atomic import replacing
 from histomri.io.nifti import read_geometry, read_nifti
 from histomri.stages import templates
-from histomri.stages.contact_sheets import thumbnails
+from histomri.stages.contact_sheets import BETWEEN, thumbnails
 from histomri.stages.evaluation_inputs import PlacedBlock, read_block, read_manifests, read_mri
 from histomri.stages.methods import Methods, methods_of
 from histomri.stages.pictures import MRI_COLOUR, SECTION_COLOUR, Mask, Rgb, data_address, outline, png_address
@@ -101,6 +101,7 @@ def write_report(
             version=histomri.__version__,
             metrics=json.loads((evaluation / "metrics.json").read_text(encoding="utf-8")),
             rows=rows,
+            flagged=worst_first([row for row in rows if row["flags"]]),
             has_mri=any(b.mri for b in blocks),
             pictures=pictures,
             volumes=views,
@@ -128,10 +129,16 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file, delimiter="\t"))
 
 
+def worst_first(rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """Flagged rows in the order in which to look at them: least sure first; last, those that the sheet itself leaves out."""
+    return sorted(rows, key=lambda row: (row["status"] in ("missing", "excluded"), float(row["confidence"] or 0)))
+
+
 def _environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(templates.FOLDER)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["number"] = _number
+    environment.filters["listed"] = lambda cell: [text for text in cell.split(BETWEEN) if text]
     environment.filters["first_word"] = lambda flag: flag.split(":")[0].replace("_", " ")
     return environment
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from histomri.core import Section, Stack
-from histomri.core.section import UNKNOWN_ORDER
+from histomri.io.order import UNKNOWN
 
 if TYPE_CHECKING:
     from histomri.io.sheets import SectionGuide
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from histomri.transforms.placement import Placement
 
 Pair = tuple[str, str]
-UNKNOWN = UNKNOWN_ORDER
-MOST_UNKNOWN = 200  # sections of unknown order: 20,000 pairs, an hour and a half on one core
 
 
 @dataclass(frozen=True)
@@ -252,8 +250,10 @@ def _placement(
         if guess is None:
             return Placement(section.id, section.position_mm, None, None, ("not placed: no neighbour resembles it",), 0.0)
         matrix, score = guess
-        flags = (f"no pair was accepted (best score {score:.2f}, needed {solution.threshold:.2f}); placed by a guess",)
+        flags = (f"no pair was accepted (best score {score:.2f}, needed {solution.threshold:.2f}), placed by a guess",)
         sure = 0.05
+    elif not score and edges:
+        flags = (f"no pair was accepted (needed {solution.threshold:.2f}), so that it stands for the block alone",)
     if areas[section.id] < settings.min_tissue * sorted(areas.values())[len(areas) // 2]:
         flags += ("little tissue",)
     quality = {"pair_score": round(score, 4), "misfit_mm": round(solution.misfit_mm.get(section.id, 0.0), 4)}

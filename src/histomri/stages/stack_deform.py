@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 NOTE = (
     "the shape along the stack that changes slowly (over more than about {sections:g} sections) cannot be known from sections "
-    "alone and is as the rigid placement left it; what jumps from section to section was taken out"
+    "alone and is as the rigid placement left it, while what jumps from section to section was taken out"
 )
 
 
@@ -67,7 +67,11 @@ def _noted(placement: Placement, score: float, trust: float) -> Placement:
     from histomri.registration.stack_refinement import TRUSTED
 
     flags = placement.flags
-    if trust <= TRUSTED and not placement.is_doubtful:
-        flags += (f"resembles its neighbours less than is usual there (score {score:.2f}); it had no say in where they lie",)
+    if placement.is_doubtful:
+        flags += ("its pairs leave its place in doubt, so that it was not fitted to its neighbours",)
+    elif trust <= TRUSTED:
+        flags += (
+            f"resembles its neighbours less than is usual there (score {score:.2f}), so that it had no say in where they lie",
+        )
     quality = {**placement.quality, "neighbour_score": round(float(score), 4)}
     return dataclasses.replace(placement, flags=flags, quality=quality)

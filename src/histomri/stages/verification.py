@@ -25,8 +25,8 @@ def verify(
 ) -> None:
     """The refined placements with a confidence, an expected error and, where the evidence speaks against a place, the reason.
 
-    What a section said of its start ("no neighbour resembles it") becomes a note where the evidence has settled it. Sections
-    whose plane the MRI does not show keep what they had.
+    What a section said of its start ("no neighbour resembles it") becomes a note where the evidence has settled it. Sections that
+    cannot be compared, mostly because the MRI does not show their plane, say so and are given ``UNSEEN`` at most.
     """
     import numpy as np
 
@@ -42,7 +42,7 @@ def verify(
     )
     evidence = verifier.all(placements.placed)
     found = verdicts(evidence, {k: p.position_mm for k, p in placements.placed.items()}, spacing)
-    changed = {k: judged(placements.sections[k], v) for k, v in found.items()}
+    changed = {k: judged(p, found[k]) if k in found else unseen(p, verifier.missing(p)) for k, p in placements.placed.items()}
     sure = sum(v.confidence >= 0.9 for v in found.values())
     print(f"{len(found)} of {len(placements.placed)} placed sections compared with the MRI; {sure} sure (0.9 or more)")
     write_placements(placements_out, dataclasses.replace(placements, sections={**placements.sections, **changed}))
@@ -63,3 +63,12 @@ def judged(placement: Placement, verdict: Verdict) -> Placement:
     return dataclasses.replace(
         placement, confidence=round(verdict.confidence, 4), flags=(*flags, *verdict.reasons), quality=quality
     )
+
+
+def unseen(placement: Placement, reason: str) -> Placement:
+    """A placement for which there is no evidence, and what evidence of an earlier run (of a lock's, say) left out."""
+    from histomri.registration.verification import UNSEEN
+
+    quality = {k: v for k, v in placement.quality.items() if k != "error_mm" and not k.startswith("verified_")}
+    sure = min(placement.confidence, UNSEEN)
+    return dataclasses.replace(placement, confidence=sure, flags=(*placement.flags, reason), quality=quality)

@@ -17,6 +17,8 @@ from histomri.transforms.displacement import DisplacementField
 DOUBTFUL = 0.3
 # a section that is surer than this on its own photograph stays there
 ON_PHOTOGRAPH = 0.5
+# how a placement says that a person gave it
+BY_HAND = "placed by hand"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +47,16 @@ class Placement:
     def is_doubtful(self) -> bool:
         """Whether it is not placed, or not surely enough to be relied on."""
         return not self.is_placed or self.confidence < DOUBTFUL
+
+    @property
+    def suspicions(self) -> tuple[str, ...]:
+        """The flags that are a reason to look at the section: all but that it was placed by hand."""
+        return tuple(f for f in self.flags if not f.startswith(BY_HAND))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The flags that only say how it came to its place."""
+        return tuple(f for f in self.flags if f.startswith(BY_HAND))
 
     @property
     def is_on_photograph(self) -> bool:

@@ -5,9 +5,10 @@ from pathlib import Path
 from histomri.stages.adapter import files_of, job
 
 with job(snakemake):
+    from histomri.io.order import UNKNOWN
     from histomri.io.sheets import section_from_dict
     from histomri.stages.order import check_order, seriate_sections
-    from histomri.stages.stack import UNKNOWN, StackSettings
+    from histomri.stages.stack import StackSettings
 
     settings = StackSettings(**snakemake.params.settings)
     do = seriate_sections if settings.order == UNKNOWN else check_order
