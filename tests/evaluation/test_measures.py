@@ -26,6 +26,7 @@ from histomri.evaluation import (
 from histomri.evaluation.acceptance import pose_warning
 from histomri.evaluation.block import BlockMeasurer, SectionImage, place_all
 from histomri.evaluation.planes import tissue_outline_mm
+from histomri.registration.search import rotation
 from histomri.transforms import Affine, DisplacementField
 from histomri.transforms.placement import DOUBTFUL, Placement, Placements
 
@@ -33,7 +34,7 @@ from histomri.transforms.placement import DOUBTFUL, Placement, Placements
 def affine(rotation_deg, scale_x, scale_y, shear, mirror):
     a = np.deg2rad(rotation_deg)
     turn = np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]])
-    xy = np.diag([1.0, -1.0 if mirror else 1.0]) @ turn @ np.array([[scale_x, shear * scale_y], [0, scale_y]])
+    xy = np.diag([-1.0 if mirror else 1.0, 1.0]) @ turn @ np.array([[scale_x, shear * scale_y], [0, scale_y]])
     return Affine.from_parts(xy[::-1, ::-1], [3.0, 4.0])
 
 
@@ -43,6 +44,12 @@ def test_parts_of_a_transform_are_those_it_was_made_of(rotation, mirror):
     parts = transform_parts(affine(rotation, 0.8, 0.9, 0.05, mirror))
     assert parts.rotation_deg == pytest.approx(rotation) and parts.mirrored is mirror
     assert (parts.scale_x, parts.scale_y, parts.shear) == pytest.approx((0.8, 0.9, 0.05))
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_the_reported_rotation_can_be_copied_into_the_sheet_as_a_hint(mirrored):
+    parts = transform_parts(Affine.from_parts(rotation(40.0, mirrored), [3.0, 4.0]))
+    assert parts.rotation_deg == pytest.approx(40.0) and parts.mirrored is mirrored
 
 
 def test_summary_of_nothing_is_none_and_not_zero():

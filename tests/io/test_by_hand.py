@@ -85,6 +85,66 @@ def test_check_finds_points_outside_of_their_slide(study: Path) -> None:
     assert "row 3 (section a): x 300, y 20 lies outside" in said[0] and "row 3 (section b): x 50, y 200" in said[1]
 
 
+def statuses(study: Path, a: str = "ok", b: str = "ok", columns: str = "", cells: tuple[str, str] = ("", "")) -> None:
+    """The sheet with the status of sections a and b, and further columns of both."""
+    head = "\t".join(["section", "file", "block", "position_mm", "status", *columns.split()])
+    rows = [
+        "\t".join([n, f"{n}.png", "b", p, s, *c.split()]) for n, p, s, c in zip("ab", ("0", "0.5"), (a, b), cells, strict=True)
+    ]
+    write(study, "sections.tsv", "\n".join([head, *rows, "c\tc.png\tc\t0\tok"]) + "\n")
+
+
+@pytest.mark.parametrize("status", ["excluded", "missing"])
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_a_guide_from_or_to_a_section_that_takes_no_part_is_refused(study: Path, name: str, status: str) -> None:
+    write(study, "guides.tsv", HEADER + "b\t10\t20\t\t\t\ta\t3\t4\nb\t90\t20\t\t\t\ta\t50\t20\n")
+    statuses(study)
+    assert len(load_study(study / "config.yaml").guides) == 2
+    statuses(study, **{name: status})
+    column = "to_section" if name == "a" else "section"
+    assert f"row 2 (section b), column {column}: section {name} is {status}, so this guide would do nothing" in refused(study)
+
+
+def test_a_transform_or_lock_of_a_section_that_takes_no_part_is_refused(study: Path) -> None:
+    (study / "guides.tsv").write_text(HEADER + "a\t10\t20\t1\t2\t3\t\t\t\na\t90\t20\t1\t2\t3\t\t\t\n")
+    write_affine(study / "t.tfm", Affine(np.eye(3)))
+    columns = "transform transform_from"
+    statuses(study, columns=columns, cells=("", "t.tfm a"))
+    assert load_study(study / "config.yaml").section("b").transform_from == "a"
+    statuses(study, b="excluded", columns=columns, cells=("", "t.tfm a"))
+    assert "section b, column transform: the section is excluded, so its transform would do nothing" in refused(study)
+    (study / "config.yaml").write_text(CONFIG.replace("guides: guides.tsv\n", ""))
+    statuses(study, a="missing", columns=columns, cells=("", "t.tfm a"))
+    assert "section b, column transform_from: section a is missing, so this transform would do nothing" in refused(study)
+    statuses(study, a="excluded", columns="lock", cells=("locks/none.json", ""))
+    said = refused(study)
+    assert "section a, column lock: the section is excluded, so its lock would do nothing" in said
+    assert "no such file" not in said, "one fault is said once"
+
+
+def test_check_warns_of_a_hint_that_nothing_is_compared_with(study: Path) -> None:
+    def warned() -> list[str]:
+        return [str(p) for p in check_study(study / "config.yaml") if "rotation_deg" in p.where]
+
+    statuses(study, columns="rotation_deg", cells=("30", ""))
+    (said,) = warned()
+    assert said.startswith("warning") and "section a, column rotation_deg: it is the only one of its block" in said
+    statuses(study, columns="rotation_deg", cells=("30", "60"))
+    assert warned() == []
+    statuses(study, columns="rotation_deg blockface", cells=("30 c.png", ""))
+    assert warned() == []
+
+
+@pytest.mark.parametrize("column", ["mri", "mri_mask"])
+def test_the_remedy_of_a_lost_mri_is_not_that_of_a_lost_slide(study: Path, column: str) -> None:
+    write(study, "blocks.tsv", "block\tmri\tmri_mask\nb\tmri.nii.gz\tmask.nii.gz\nc\t\t\n")
+    (problem,) = [p for p in check_study(study / "config.yaml") if p.where.endswith(f"column {column}")]
+    assert "no such file" in problem.what and problem.remedy == "correct the path, or empty the cell"
+    (study / "a.png").unlink()
+    (slide,) = [p for p in check_study(study / "config.yaml") if "row 2 (section a)" in p.where and "sections.tsv" in p.where]
+    assert "mark the section as missing" in slide.remedy
+
+
 def with_transform(study: Path, file: str, other: str) -> None:
     text = (
         f"section\tfile\tblock\tposition_mm\ttransform\ttransform_from\na\ta.png\tb\t0\t\t\nb\tb.png\tb\t0.5\t{file}\t{other}\n"
@@ -191,11 +251,67 @@ def test_locks_that_cannot_be_written_or_used(study: Path, capsys: pytest.Captur
     assert "it is locked and has guides too" in refused(study)
     write(study, "guides.tsv", HEADER + "b\t1\t2\t\t\t\ta\t3\t4\nb\t9\t9\t\t\t\ta\t5\t6\n")
     locked(study, position="0.25")
-    assert "the sheet has it in b at 0.25 mm" in refused(study)
+    said = refused(study)
+    assert "the sheet has it in b at 0.25 mm -> put back 0 mm in block b; or empty this cell, run, then lock it again" in said
     locked(study, file="locks/none.json")
-    assert "section a, column lock" in refused(study)
+    said = refused(study)
+    assert "section a, column lock" in said and "no such file -> correct the path; or empty this cell" in said
     (study / "locks" / "b.json").write_bytes((study / "locks" / "a.json").read_bytes())
     (study / "locks" / "b.fields.npy").write_bytes((study / "locks" / "a.fields.npy").read_bytes())
     text = "section\tfile\tblock\tposition_mm\tlock\na\ta.png\tb\t0\t\nb\tb.png\tb\t0.5\tlocks/b.json\nc\tc.png\tc\t0\t\n"
     write(study, "sections.tsv", text)
     assert "the place of b was expected, it holds a" in refused(study)
+
+
+def test_the_remedy_of_a_lock_that_is_gone_or_spoilt_can_be_followed(study: Path) -> None:
+    """`histomri lock` loads the study, which refuses the very lock that is to be written again."""
+    (study / "config.yaml").write_text(CONFIG.replace("guides: guides.tsv\n", ""))
+    config = str(study / "config.yaml")
+    results(study)
+    assert main(["lock", config, "a"]) == 0
+    locked(study)
+    good = (study / "locks" / "a.json").read_text()
+    for spoilt in ("a.json", "a.fields.npy"):
+        (study / "locks" / spoilt).unlink()
+        said = refused(study)
+        assert f"locks/{spoilt}: there is no such file -> " in said and said.count("error:") == 1
+        assert "empty this cell, then write it again: histomri lock CONFIG a" in said
+        locked(study, file="")
+        assert main(["lock", config, "a"]) == 0
+        locked(study)
+        assert load_study(study / "config.yaml").section("a").lock is not None
+    (study / "locks" / "a.json").write_text(good[: len(good) // 2])
+    said = refused(study)
+    assert "a lock was expected, this cannot be read (" in said and said.count("error:") == 1
+    assert "empty this cell, then write it again" in said
+
+
+def test_a_place_at_another_position_than_the_sheets_cannot_be_locked(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (study / "config.yaml").write_text(CONFIG.replace("guides: guides.tsv\n", ""))
+    results(study)
+    locked(study, position="0.25", file="")
+    assert main(["lock", str(study / "config.yaml"), "a"]) == 2
+    assert "the last run had it at 0 mm, the sheet has it at 0.25 mm -> run the study first" in capsys.readouterr().err
+    assert not (study / "locks").exists()
+
+
+def test_locks_and_an_unknown_order_are_refused_in_one_sentence_before_any_pair(
+    study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = CONFIG.replace("guides: guides.tsv\n", "")
+    (study / "config.yaml").write_text(plain)
+    results(study)
+    assert main(["lock", str(study / "config.yaml"), "a"]) == 0
+    locked(study, position="7")  # as moved by the order found: what the lock says of it is no matter
+    (study / "config.yaml").write_text(plain + "stack: {order: unknown}\n")
+    said = refused(study)
+    assert said.count("error:") == 1
+    assert "column lock: section a: a lock holds for one position, and stack.order is unknown -> empty the column" in said
+    assert [p.where for p in check_study(study / "config.yaml") if "column lock" in p.where] == [
+        f"{study / 'sections.tsv'}, column lock"
+    ]
+    locked(study, file="")
+    load_study(study / "config.yaml")
+    capsys.readouterr()
+    assert main(["lock", str(study / "config.yaml"), "a"]) == 2
+    assert "stack.order is unknown" in capsys.readouterr().err

@@ -113,7 +113,7 @@ def test_the_images_refine_rough_points_of_the_same_tissue() -> None:
     truth = rigid(70, True, (0.4, -0.3))
     noisy = moved(truth, POINTS) + np.random.default_rng(0).normal(size=POINTS.shape) * 0.25
     given = Given("a", "b", POINTS, noisy, "4 guides")
-    found = given_edge(given, _prepared(Tissue(2), np.eye(3)), _prepared(Tissue(2), truth), BOTH, 0.5)
+    found = given_edge(given, _prepared(Tissue(2), np.eye(3)), _prepared(Tissue(2), truth), 0.5)
     assert apart(rigid_fit(POINTS, noisy, True)[0], truth) > 0.1
     assert apart(found.matrix, truth) < 0.05
 
@@ -122,9 +122,38 @@ def test_foreign_tissue_does_not_lead_a_section_away_from_its_points() -> None:
     truth = rigid(70, True, (0.4, -0.3))
     given = Given("a", "b", POINTS, moved(truth, POINTS), "4 guides")
     foreign = _prepared(Tissue(2, 9), rigid(200, False, (1.0, 0.5)))
-    found = given_edge(given, _prepared(Tissue(2), np.eye(3)), foreign, BOTH, 0.5)
+    found = given_edge(given, _prepared(Tissue(2), np.eye(3)), foreign, 0.5)
     assert apart(found.matrix, truth) < 0.4
     assert found.mirrored
+
+
+def test_points_that_contradict_each_other_or_the_face_are_told_and_careless_ones_are_not() -> None:
+    truth = rigid(70, True, (0.4, -0.3))
+    swapped = Given("a", "b", POINTS, moved(truth, POINTS)[[1, 0, 2, 3]], "4 guides to section a")
+    (flag,) = swapped.doubts(truth, 8.0)
+    assert flag.startswith(f"no rigid place fits 4 guides to section a better than {swapped.missed_mm:.2f} mm: some of it is")
+    wrong_face = Given("a", "b", POINTS, moved(truth, POINTS), "4 guides to section a", (False,))
+    assert "some of it, or flip, is wrong" in wrong_face.doubts(truth, 8.0)[0]
+    careless = moved(truth, POINTS) + np.random.default_rng(0).normal(size=POINTS.shape) * 0.2
+    assert Given("a", "b", POINTS, careless, "4 guides").doubts(truth, 8.0) == ()
+
+
+def test_a_place_far_from_the_points_that_were_to_tell_it_is_told() -> None:
+    truth = rigid(70, True, (0.4, -0.3))
+    given = Given("a", "b", POINTS, moved(truth, POINTS), "a transform from section a")
+    assert given.doubts(rigid(0, False, (0.5, 0.0)) @ truth, 8.0) == ()
+    (flag,) = given.doubts(rigid(0, False, (1.0, 0.0)) @ truth, 8.0)
+    assert flag == "it lies elsewhere than a transform from section a puts it, by 1.00 mm: look which is right"
+    assert given.doubts(None, 8.0) == ()
+
+
+def test_doubts_lower_the_confidence_and_do_not_outlive_what_raised_them() -> None:
+    old = Placement("b", 0.5, Affine(np.eye(3)), flags=("odd", "not placed: so far"))
+    doubted = by_hand(old, "3 guides", ("no rigid place fits 3 guides better than 1.25 mm: some of it is wrong",))
+    assert doubted.confidence == 0.5
+    assert len(doubted.flags) == 3
+    mended = by_hand(doubted, "4 guides")
+    assert (mended.flags, mended.confidence) == (("odd", "placed by hand, by 4 guides"), 1.0)
 
 
 def _guided_case(guides: int):
@@ -176,12 +205,24 @@ def test_points_far_off_the_sections_plane_are_told_once_by_the_last_pose() -> N
     planes = MriPlanes((work.mri.image, work.mri.mask), 0.5, 0.2)
     changed = place_guided(work.placements, pixels, {"s4": far}, {"s4": BOTH}, planes, TO_MRI, "b")
     assert "2.5 mm off its plane" in changed["s4"].flags[-1]
+    assert changed["s4"].confidence < 0.9
+    again = place_guided(changed, pixels, {"s4": far}, {"s4": BOTH}, planes, TO_MRI, "b")
+    assert again["s4"].flags == changed["s4"].flags, "placed twice in a run, it says so once"
     # the pose became better in between
     for better, said in ((1.0, ["its guides lie 1.5 mm off its plane in the MRI"]), (2.5, [])):
         pose = TO_MRI.copy()
         pose[0, 3] += better
         again = place_guided({**work.placements, **changed}, pixels, {"s4": far}, {"s4": BOTH}, planes, pose, "b")["s4"]
         assert [f.split(":")[0] for f in again.flags if "off its plane" in f] == said
+
+
+def test_points_in_the_mri_that_contradict_each_other_are_told() -> None:
+    _, work, pixels, marks = _guided_case(3)
+    wrong = MriGuides(marks.section_mm + np.array([[3.0, 0], [0, 0], [0, 0]]), marks.mri_mm)
+    planes = MriPlanes((work.mri.image, work.mri.mask), 0.5, 0.2)
+    changed = place_guided(work.placements, pixels, {"s4": wrong}, {"s4": (True,)}, planes, TO_MRI, "b")
+    assert "no rigid place fits 3 guides to the MRI" in changed["s4"].flags[-1]
+    assert changed["s4"].confidence == 0.5
 
 
 def test_a_locked_section_and_a_held_pose_do_not_move_at_all() -> None:

@@ -101,8 +101,10 @@ def test_one_face_is_tried_where_the_other_is_ruled_out(fixed: Prepared) -> None
 
 def test_a_hint_restricts_the_angles(fixed: Prepared) -> None:
     moving = _section(rigid(128))
-    assert apart(register_pair(fixed, moving, (False,), hint_deg=(120.0, 30.0)).matrix, rigid(128)) < 0.03
-    assert apart(register_pair(fixed, moving, (False,), hint_deg=(-60.0, 30.0)).matrix, rigid(128)) > 1.0
+    assert apart(register_pair(fixed, moving, (False,), hints_deg=((120.0, 30.0),)).matrix, rigid(128)) < 0.03
+    assert apart(register_pair(fixed, moving, (False,), hints_deg=((-60.0, 30.0),)).matrix, rigid(128)) > 1.0
+    # of two hints the images tell the right one
+    assert apart(register_pair(fixed, moving, (False,), hints_deg=((-60.0, 30.0), (120.0, 30.0))).matrix, rigid(128)) < 0.03
 
 
 def test_an_empty_section_is_refused_in_words() -> None:

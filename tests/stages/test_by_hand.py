@@ -89,7 +89,7 @@ def test_three_points_bring_it_right_and_leave_the_others_alone(study) -> None:
     assert errors["s2"] < 0.3
     assert max(v for n, v in errors.items() if n != "s2") < 0.1
     assert placements.sections["s2"].is_mirrored
-    assert placements.sections["s2"].flags == ("placed by hand, by 3 guides to section s1",)
+    assert placements.sections["s2"].flags == ("placed by hand, by 3 guides to section s1 (rigidly 0.00 mm off)",)
     assert placements.sections["s2"].confidence == 1
     assert not any("by hand" in f for n in ("s0", "s1", "s3") for f in placements.sections[n].flags)
     assert not any("by hand" in f for p in before.sections.values() for f in p.flags)
@@ -104,13 +104,67 @@ def test_a_rough_transform_does_the_same(study) -> None:
     placements = _solved(study, changed)
     # its own 0.27 mm, and as far as foreign tissue may lead it away
     assert _errors(placements)["s2"] < 0.27 + 0.02 * 10 + 0.1
-    assert placements.sections["s2"].flags == ("placed by hand, by a transform from section s1",)
+    assert placements.sections["s2"].flags == ("placed by hand, by a transform from section s1 (rigidly 0.00 mm off)",)
 
 
-def test_a_point_outside_of_its_section_stops_the_stage(study) -> None:
-    outside = dataclasses.replace(_guides()[0], point_px=(10.0, 160.0))
-    with pytest.raises(InputError, match=r"x 160, y 10 lies outside of section s2, which has 160 x 160"):
-        _solved(study, study[1], (outside, *_guides()[1:]))
+def test_a_point_outside_of_its_section_stops_the_stage_and_tells_its_row(study) -> None:
+    first, second, third = _guides()
+    outside = dataclasses.replace(first, point_px=(10.0, 160.0))
+    with pytest.raises(InputError) as error:
+        _solved(study, study[1], (outside, second, third))
+    (problem,) = error.value.problems
+    assert problem.what == "x 160, y 10 lies outside of section s2, which has 160 x 160 pixels"
+    assert problem.where == "guides, row of section s2 with x 160, y 10"
+    there = [dataclasses.replace(g, to_px=(10.0, 170.0)) for g in (second, third)]
+    with pytest.raises(InputError) as error:
+        _solved(study, study[1], (first, *there))
+    assert [p.what.partition(" lies")[0] for p in error.value.problems] == ["to_x 170, to_y 10"] * 2
+    assert f"with x {second.point_px[1]:g}, y {second.point_px[0]:g}" in error.value.problems[0].where
+
+
+def test_points_mistaken_for_each_other_are_told_and_lower_the_confidence(study) -> None:
+    first, second, third = _guides()
+    mistaken = (dataclasses.replace(first, to_px=third.to_px), second, dataclasses.replace(third, to_px=first.to_px))
+    placed = _solved(study, study[1], mistaken).sections["s2"]
+    assert "placed by hand, by 3 guides to section s1 (rigidly 1.8" in placed.flags[0]
+    assert placed.flags[1].startswith("no rigid place fits 3 guides to section s1 better than 1.8")
+    assert placed.confidence == 0.5
+    assert not any("; " in flag for flag in placed.flags), "the report takes flags apart there"
+
+
+def test_a_rough_transform_on_a_face_that_the_sheet_rules_out_is_told(study) -> None:
+    rough = _in_slide(TRUTH["s2"] @ np.linalg.inv(TRUTH["s1"])) @ np.linalg.inv(_in_slide(np.eye(3)))
+    write_affine(study[0] / "mirrored.tfm", Affine(rough))
+    given = {"transform": study[0] / "mirrored.tfm", "transform_from": "s1"}
+    sections = [dataclasses.replace(s, flip="none", **(given if s.id == "s2" else {})) for s in study[1]]
+    placed = _solved(study, sections).sections["s2"]
+    assert "no rigid place fits a transform from section s1 better than" in placed.flags[1]
+    assert "some of it, or flip, is wrong" in placed.flags[1]
+    assert placed.confidence == 0.5
+
+
+def test_guides_to_two_sections_that_contradict_each_other_are_told(study) -> None:
+    elsewhere = moved(rigid(20, False, (2.0, 2.0)), _px("s3") * PIXEL_MM) / PIXEL_MM
+    others = tuple(SectionGuide("s2", tuple(p), None, "s3", tuple(q)) for p, q in zip(_px("s2"), elsewhere, strict=True))
+    placed = _solved(study, study[1], _guides() + others).sections["s2"]
+    assert any(f.startswith("it lies elsewhere than 3 guides to section s") for f in placed.flags)
+    assert placed.confidence == 0.5
+    assert "3 guides to section s1 (rigidly 0.00 mm off) and 3 guides to section s3 (rigidly 0.00 mm off)" in placed.flags[0]
+
+
+def test_guides_to_a_section_without_tissue_are_told_on_the_section_that_they_were_to_mend(study, capsys) -> None:
+    folder, sections, manifests = study
+    empty = Section("s9", folder / "s9.png", 4.5)
+    Picture.fromarray(np.full((N, N), 240, np.uint8)).save(empty.file)
+    manifests = {**manifests, "s9": folder / "ingest" / "s9" / "manifest.json"}
+    ingest_section(empty, folder / "sections" / "s9.ome.zarr", manifests["s9"], IngestSettings(), PIXEL_MM)
+    guides = tuple(dataclasses.replace(g, to_section="s9") for g in _guides())
+    solve([*sections, empty], manifests, [folder / "edges.json"], folder / "idle.json", SETTINGS, guides=guides)
+    flags = read_placements(folder / "idle.json").sections["s2"].flags
+    text = "its guides to section s9 could not be used: too little tissue was found in section s9"
+    assert flags[-1] == text
+    assert f"s2: {text}" in capsys.readouterr().out
+    assert not any("by hand" in f for f in flags)
 
 
 def test_a_locked_section_keeps_its_place_and_the_block_its_pose(study) -> None:

@@ -15,8 +15,18 @@ from synthetic import Tissue, apart, centred, rigid
 
 from histomri.core import Section
 from histomri.io.placements import read_placements, write_placements
+from histomri.registration.pair import prepare
 from histomri.stages.ingest import IngestSettings, ingest_section
-from histomri.stages.stack import StackSettings, faces_to_try, measure_edges, plan_pairs, solve, typical_size_mm
+from histomri.stages.stack import (
+    StackSettings,
+    _measure,
+    faces_to_try,
+    measure_edges,
+    plan_pairs,
+    solve,
+    turns_hinted,
+    typical_size_mm,
+)
 from histomri.transforms import Affine
 from histomri.transforms.placement import Placement, Placements
 
@@ -149,7 +159,40 @@ def test_pairs_reach_over_sections_without_pixels_and_each_is_planned_once() -> 
     ],
 )
 def test_declared_faces_are_not_searched_again(fixed: str, moving: str, faces: tuple[bool, ...]) -> None:
-    assert faces_to_try(fixed, moving) == faces
+    assert faces_to_try(Section("a", None, 0.0, flip=fixed), Section("b", None, 0.5, flip=moving)) == faces
+
+
+HINTED = {"a": 40.0, "b": 140.0}  # mirrored, a turns the pair by -100: far from the 100 that it does upright
+
+
+def _hinted_pair(mirrored: tuple[bool, bool], known: bool, off: float = 0.0) -> float:
+    """How far in mm a pair lies off that is compared only within 12 degrees of its hints, that of b ``off`` by so much."""
+    truth = {n: rigid(HINTED[n], m, (0.3, -0.2)) for n, m in zip("ab", mirrored, strict=True)}
+    prepared = {n: prepare(*Tissue(2).image(centred(80, 0.16), np.linalg.inv(m)), 0.4, 0.2) for n, m in truth.items()}
+    flips = [("none", "horizontal")[m] if known else "auto" for m in mirrored]
+    a = Section("a", None, 0.0, flip=flips[0], rotation_deg=HINTED["a"])
+    b = Section("b", None, 0.5, flip=flips[1], rotation_deg=HINTED["b"] + off)
+    found = _measure(a, b, prepared, StackSettings(hint_deg=12.0))
+    return apart(np.array(found["matrix"]), truth["b"] @ np.linalg.inv(truth["a"]))
+
+
+@pytest.mark.parametrize("mirrored", [(False, False), (False, True), (True, False), (True, True)])
+def test_hints_of_both_lead_to_the_truth_on_every_face_known_or_not(mirrored: tuple[bool, bool]) -> None:
+    assert _hinted_pair(mirrored, known=True) < 0.1
+    assert _hinted_pair(mirrored, known=False) < 0.1
+    assert _hinted_pair(mirrored, known=True, off=150.0) > 1.0, "the hints must restrict the search, or nothing is tested"
+
+
+def test_a_hint_of_one_section_says_nothing_of_a_pair() -> None:
+    alone, other = Section("a", None, 0.0, rotation_deg=30.0), Section("b", None, 0.5)
+    assert turns_hinted(alone, other) == turns_hinted(other, alone) == ()
+
+
+@pytest.mark.parametrize(("flip", "turns"), [("none", (50.0,)), ("horizontal", (-50.0,)), ("auto", (-50.0, 50.0))])
+@pytest.mark.parametrize("other", ["none", "horizontal", "auto"])
+def test_the_face_of_the_first_section_decides_which_way_its_pair_turns(flip: str, turns: tuple[float, ...], other: str) -> None:
+    first = Section("a", None, 0.0, flip=flip, rotation_deg=-20.0)
+    assert turns_hinted(first, Section("b", None, 0.5, flip=other, rotation_deg=30.0)) == turns
 
 
 def test_one_huge_section_does_not_set_the_scale() -> None:

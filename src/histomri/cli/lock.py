@@ -29,8 +29,9 @@ def run(args: argparse.Namespace) -> int:
     """Write the files and say what to write into the sheet. Raises ``InputError`` for a section without a place."""
     from histomri.core import InputError
     from histomri.core.errors import Problem
-    from histomri.io.by_hand import write_lock
+    from histomri.io.by_hand import order_problem, write_lock
     from histomri.io.config import load_study
+    from histomri.io.order import UNKNOWN
     from histomri.io.placements import read_placements
 
     study = load_study(args.config)
@@ -38,11 +39,13 @@ def run(args: argparse.Namespace) -> int:
     unknown = [s for s in args.sections if s not in known]
     if unknown:
         raise InputError(*(Problem(str(study.sections_path), f"there is no section {s!r}", "correct the name") for s in unknown))
+    if study.stage("stack")["order"] == UNKNOWN:
+        raise InputError(order_problem(study.sections_path, args.sections))
     sheet_folder = study.sections_path.parent
     folder = args.output or sheet_folder / FOLDER
     for section in args.sections:
         placements = read_placements(study.output / study.final_placements(known[section].block))
         path = folder / f"{section}.json"
-        write_lock(path, placements, section)
+        write_lock(path, placements, known[section])
         print(f"section {section}: write into its column lock: {os.path.relpath(path, sheet_folder)}")
     return 0

@@ -46,6 +46,11 @@ class Section:
         """Whether the section takes part at all (it has pixels and is not excluded)."""
         return self.status in ("ok", "damaged")
 
+    @property
+    def faces(self) -> tuple[bool, ...]:
+        """Whether the section may lie mirrored on its slide (True), not mirrored (False), or either."""
+        return {"none": (False,), "horizontal": (True,), "auto": (False, True)}[self.flip]
+
 
 @dataclass(frozen=True)
 class Block:

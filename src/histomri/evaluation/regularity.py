@@ -18,10 +18,11 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class TransformParts:
-    """The parts of a section's affine ``L = [mirror y] R(rotation) [[scale_x, shear scale_y], [0, scale_y]]`` on (x, y).
+    """The parts of a section's affine ``L = [mirror x] R(rotation) [[scale_x, shear scale_y], [0, scale_y]]`` on (x, y).
 
-    ``rotation_deg`` lies in -180 to 180 and turns x towards y; the scales are section mm per block mm and positive;
-    ``shear`` is a ratio; ``stretch`` is the larger principal scale over the smaller one.
+    ``rotation_deg`` lies in -180 to 180 and turns x towards y, as the column of that name in the sheet of sections does; the
+    scales are section mm per block mm and positive; ``shear`` is a ratio; ``stretch`` is the larger principal scale over the
+    smaller one.
     """
 
     rotation_deg: float
@@ -36,7 +37,7 @@ def transform_parts(affine: Affine) -> TransformParts:
     """The parts of the linear part of a 2D affine from the block's plane to a section."""
     xy = affine.linear[::-1, ::-1]
     mirrored = bool(np.linalg.det(xy) < 0)
-    q, r = np.linalg.qr(np.diag([1.0, -1.0]) @ xy if mirrored else xy)
+    q, r = np.linalg.qr(np.diag([-1.0, 1.0]) @ xy if mirrored else xy)
     signs = np.sign(np.diag(r))
     q, r = q * signs, signs[:, None] * r
     principal = np.linalg.svd(xy, compute_uv=False)

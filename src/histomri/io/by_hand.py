@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from histomri.core import Block, InputError, Section
 from histomri.core.errors import Problem, named
-from histomri.io.placements import read_placements, write_placements
+from histomri.io.order import UNKNOWN
+from histomri.io.placements import fields_file, read_placements, write_placements
 from histomri.io.sheets import Parsed, SectionGuide
 from histomri.transforms import Affine
 from histomri.transforms.placement import Placement, Placements
@@ -28,7 +29,7 @@ POSITION_MM = 1e-6
 def guide_problems(
     guides: Parsed[SectionGuide], sections: Sequence[Section], blocks: Sequence[Block], sheet: Path
 ) -> Iterator[Problem]:
-    """Guides that name what is not there, or are too few to say how a section lies."""
+    """Guides that name what is not there or does not take part, or are too few to say how a section lies."""
     known, with_mri = {s.id: s for s in sections}, {b.id for b in blocks if b.mri}
     where = {id(g): f"{sheet}, row {row} (section {g.section})" for row, g in zip(guides.rows, guides.items, strict=True)}
     for guide in guides.items:
@@ -56,6 +57,9 @@ def _guide_problems(guide: SectionGuide, known: Mapping[str, Section], with_mri:
     for column, name in (("section", guide.section), ("to_section", guide.to_section)):
         if name and name not in known:
             yield column, f"there is no section {name!r}", "correct the name, or remove the row"
+        elif name and not known[name].is_used:
+            what = f"section {name} is {known[name].status}, so this guide would do nothing"
+            yield column, what, "name a section that takes part, or remove the row"
     if guide.section not in known:
         return
     own = known[guide.section]
@@ -67,16 +71,51 @@ def _guide_problems(guide: SectionGuide, known: Mapping[str, Section], with_mri:
         yield "mri_x", f"block {own.block!r} has no MRI", "fill in the column mri of blocks.tsv, or guide to another section"
 
 
-def section_problems(sections: Sequence[Section], guides: Sequence[SectionGuide], sheet: Path) -> Iterator[Problem]:
-    """Rough transforms and locks that are not there or not what they should be."""
+def section_problems(
+    sections: Sequence[Section], guides: Sequence[SectionGuide], sheet: Path, order: str = "sheet"
+) -> Iterator[Problem]:
+    """Rough transforms and locks that are not there, not what they should be, or of no use; ``order`` is ``stack.order``."""
     known, guided = {s.id: s for s in sections}, Counter(g.section for g in guides)
+    locked = [s.id for s in sections if s.lock is not None]
+    if order == UNKNOWN and locked:
+        yield order_problem(sheet, locked)
     for section in sections:
-        found = [*_transform_problems(section, known), *_lock_problems(section)]
+        found = [*_idle_problems(section), *_transform_problems(section, known)]
+        found += _lock_problems(section) if section.is_used and order != UNKNOWN else ()
         ways = [w for w, given in (("lock", section.lock), ("transform", section.transform)) if given]
         ways += ["guides"] if guided[section.id] else []
         if len(ways) > 1 and "lock" in ways:
             found.append(("lock", f"it is locked and has {' and '.join(ways[1:])} too", "remove one of them"))
         yield from (Problem(f"{sheet}, section {section.id}, column {c}", what, remedy) for c, what, remedy in found)
+
+
+def order_problem(sheet: Path, locked: Sequence[str]) -> Problem:
+    """That locks and an unknown order do not go together, said once for all locks."""
+    what = f"section {', '.join(locked)}: a lock holds for one position, and stack.order is unknown"
+    remedy = (
+        "empty the column; to lock, take the positions found (evaluation/sections.tsv) into the sheet, write order: sheet, run"
+    )
+    return Problem(f"{sheet}, column lock", what, remedy)
+
+
+def hint_problems(sections: Sequence[Section], sheet: Path) -> Iterator[Problem]:
+    """Warnings of hints of an angle that nothing is compared with: no other section of the block has one, nor a photograph."""
+    hinted = [s for s in sections if s.is_used and s.rotation_deg is not None]
+    count = Counter(s.block for s in hinted)
+    for section in hinted:
+        if count[section.block] == 1 and section.blockface is None:
+            what = "it is the only one of its block, and counts between two sections that both have one, or against a photograph"
+            remedy = "fill it in for the sections beside it too, or give guides"
+            yield Problem(f"{sheet}, section {section.id}, column rotation_deg", what, remedy, "warning")
+
+
+def _idle_problems(section: Section) -> Iterator[tuple[str, str, str]]:
+    if section.is_used:
+        return
+    for column, given in (("transform", section.transform), ("lock", section.lock)):
+        if given is not None:
+            what = f"the section is {section.status}, so its {column} would do nothing"
+            yield column, what, "empty the cell, or let the section take part"
 
 
 def _transform_problems(section: Section, known: Mapping[str, Section]) -> Iterator[tuple[str, str, str]]:
@@ -91,6 +130,9 @@ def _transform_problems(section: Section, known: Mapping[str, Section]) -> Itera
         yield "transform_from", f"there is no section {other!r}", "correct the name"
     elif other == section.id or known[other].block != section.block:
         yield "transform_from", f"another section of block {section.block!r} was expected, found {other!r}", "correct the name"
+    elif not known[other].is_used:
+        what = f"section {other} is {known[other].status}, so this transform would do nothing"
+        yield "transform_from", what, "give a transform from a section that takes part, or empty both cells"
     try:
         read_rough(section.transform)
     except InputError as error:
@@ -178,28 +220,35 @@ def read_pose(block: Block) -> Affine:
     return pose
 
 
-def write_lock(path: Path, placements: Placements, section: str) -> None:
+def write_lock(path: Path, placements: Placements, section: Section) -> None:
     """Write the place of one section, and the block's pose, as ``placements.json`` has them.
 
-    Raises :class:`InputError` where the section is not placed.
+    Raises :class:`InputError` where the section is not placed, or was at another position than in the sheet.
     """
-    placement = placements.sections.get(section)
+    where, placement = f"section {section.id}", placements.sections.get(section.id)
     if placement is None or not placement.is_placed:
-        raise InputError(Problem(f"section {section}", "it has no place that could be kept", "lock sections that are placed"))
-    write_placements(path, Placements(placements.block, {section: placement}, placements.mri_to_block, {"lock": section}))
+        raise InputError(Problem(where, "it has no place that could be kept", "lock sections that are placed"))
+    if abs(placement.position_mm - section.position_mm) > POSITION_MM:
+        what = f"the last run had it at {placement.position_mm:g} mm, the sheet has it at {section.position_mm:g} mm"
+        raise InputError(Problem(where, what, "run the study first, or put back the position"))
+    write_placements(path, Placements(placements.block, {section.id: placement}, placements.mri_to_block, {"lock": section.id}))
 
 
 def read_lock(section: Section) -> tuple[Placement, Placements]:
     """The place that a section is locked to, and the record that it stands in.
 
-    Raises :class:`InputError` where the file cannot be read, or is of another section, block or position.
+    Raises :class:`InputError` where the file is not there, cannot be read, or is of another section, block or position.
     """
     assert section.lock is not None
-    remedy = f"write it again: histomri lock CONFIG {section.id}"
+    # a study does not load with a lock that it refuses, for `histomri lock` neither
+    remedy = f"empty this cell, then write it again: histomri lock CONFIG {section.id}"
+    gone = [f for f in (section.lock, fields_file(section.lock)) if not f.is_file()]
+    if gone:
+        raise InputError(Problem(str(gone[0]), "there is no such file", f"correct the path; or {remedy}"))
     try:
         record = read_placements(section.lock)
     except InputError as error:
-        raise InputError(Problem(str(section.lock), f"cannot be read as a lock ({error})", remedy)) from error
+        raise InputError(*(Problem(p.where, f"a lock was expected, this {p.what}", remedy) for p in error.problems)) from error
     placement = record.sections.get(section.id)
     if placement is None or not placement.is_placed:
         held = ", ".join(record.sections) or "nothing"
@@ -207,5 +256,6 @@ def read_lock(section: Section) -> tuple[Placement, Placements]:
     if record.block != section.block or abs(placement.position_mm - section.position_mm) > POSITION_MM:
         was = f"it was locked in block {record.block} at {placement.position_mm:g} mm"
         what = f"{was}, the sheet has it in {section.block} at {section.position_mm:g} mm"
+        remedy = f"put back {placement.position_mm:g} mm in block {record.block}; or empty this cell, run, then lock it again"
         raise InputError(Problem(str(section.lock), what, remedy))
     return placement, record

@@ -17,7 +17,7 @@ import numpy as np
 from histomri.backend import has_gpu
 from histomri.core import Block, Grid, InputError, Section
 from histomri.core.errors import Problem, named
-from histomri.io.by_hand import block_problems, guide_problems, section_problems
+from histomri.io.by_hand import block_problems, guide_problems, hint_problems, section_problems
 from histomri.io.config import config_problems, load_study, read_config, unmatched_blocks
 from histomri.io.given import future_problems
 from histomri.io.links import link_problems
@@ -82,6 +82,7 @@ def check_study(config_path: Path) -> list[Problem]:
     inputs = _look(sheets, _positive(config.get("section_spacing_mm"))) if "sections" in sheets else None
     if inputs:
         problems += _input_problems(inputs, _positive(config.get("pixel_size_mm")))
+        problems += _by_hand_problems(inputs, str(_value(config, "stack", "order")))
         problems += order_problems(_value(config, "stack", "order"), inputs.sections.items)
     if _is_text(config.get("output")):
         problems += _output_problems(absolute(config["output"], path.parent), f"{path}, key output", inputs)
@@ -113,16 +114,20 @@ def _look(sheets: Mapping[str, Path], spacing_mm: float | None) -> _Inputs:
     used = [s for s in sections.items if s.is_used]
     slides = {path for s in used for path in (s.file, s.blockface) if path is not None}
     with ThreadPoolExecutor(THREADS) as pool:
-        facts = _each(pool, slides, _probe)
-        volumes = _each(pool, {b.mri for b in blocks.items if b.mri}, _volume)
-        masks = _each(pool, {b.mri_mask for b in blocks.items if b.mri_mask}, _volume)
+        facts = _each(pool, slides, _probe, "correct the path, or mark the section as missing")
+        volumes = _each(pool, {b.mri for b in blocks.items if b.mri}, _volume, "correct the path, or empty the cell")
+        masks = _each(pool, {b.mri_mask for b in blocks.items if b.mri_mask}, _volume, "correct the path, or empty the cell")
     return _Inputs(sheets, sections, blocks, landmarks, guides, facts, {**masks, **volumes})
 
 
-def _each(pool: ThreadPoolExecutor, paths: Iterable[Path], look: Callable[[Path], Result]) -> dict[Path, Result | InputError]:
+def _each(
+    pool: ThreadPoolExecutor, paths: Iterable[Path], look: Callable[[Path], Result], if_gone: str
+) -> dict[Path, Result | InputError]:
+    """What ``look`` says of each file; ``if_gone`` is the remedy for one that is not there."""
+
     def guarded(path: Path) -> Result | InputError:
         if not path.exists():
-            return InputError(Problem(str(path), "there is no such file", "correct the path, or mark the section as missing"))
+            return InputError(Problem(str(path), "there is no such file", if_gone))
         try:
             return look(path)
         except InputError as error:
@@ -171,7 +176,6 @@ def _input_problems(inputs: _Inputs, pixel_size_mm: float | None) -> Iterator[Pr
     yield from _photograph_problems(inputs)
     yield from _block_problems(inputs)
     yield from _landmark_problems(inputs)
-    yield from _by_hand_problems(inputs)
 
 
 def _used(inputs: _Inputs) -> Iterator[tuple[Section, Any, str]]:
@@ -297,12 +301,13 @@ def _outside(point_px: tuple[float, float], shape: tuple[int, int], where: str) 
         yield Problem(where, what, "give it in level-0 pixels from the top left of the section's region")
 
 
-def _by_hand_problems(inputs: _Inputs) -> Iterator[Problem]:
-    """Guides, rough transforms and locks."""
+def _by_hand_problems(inputs: _Inputs, order: str) -> Iterator[Problem]:
+    """Hints, guides, rough transforms and locks."""
     yield from inputs.guides.problems
     if not inputs.sections.items:
         return
-    yield from section_problems(inputs.sections.items, inputs.guides.items, inputs.sheets["sections"])
+    yield from section_problems(inputs.sections.items, inputs.guides.items, inputs.sheets["sections"], order)
+    yield from hint_problems(inputs.sections.items, inputs.sheets["sections"])
     if "blocks" in inputs.sheets:
         yield from block_problems(inputs.blocks.items, inputs.sheets["blocks"])
     if not inputs.guides.items:

@@ -327,7 +327,7 @@ def _study(config: dict[str, Any], path: Path | None, folder: Path) -> Study:
         sections=sections,
         blocks=blocks,
         landmarks=absolute(config["landmarks"], folder) if config["landmarks"] else None,
-        guides=_by_hand(guides_path, sections, blocks, (sections_path, blocks_path)),
+        guides=_by_hand(guides_path, sections, blocks, (sections_path, blocks_path), config["stack"]["order"]),
         output=absolute(config["output"], folder),
         device=config["device"],
         pixel_size_mm=config["pixel_size_mm"],
@@ -359,14 +359,14 @@ def _sheets(
 
 
 def _by_hand(
-    path: Path | None, sections: Sequence[Section], blocks: Sequence[Block], sheets: tuple[Path, Path | None]
+    path: Path | None, sections: Sequence[Section], blocks: Sequence[Block], sheets: tuple[Path, Path | None], order: str
 ) -> tuple[SectionGuide, ...]:
     """The guides, with every problem of what is given by hand in one error."""
     guides: Parsed[SectionGuide] = parse_guides(path) if path else Parsed()
     problems = list(guides.problems)
     if path and not problems:
         problems += guide_problems(guides, sections, blocks, path)
-    problems += section_problems(sections, guides.items, sheets[0])
+    problems += section_problems(sections, guides.items, sheets[0], order)
     problems += block_problems(blocks, sheets[1]) if sheets[1] else ()
     if problems:
         raise InputError(*problems)

@@ -31,21 +31,51 @@ FACE_TOLD = 2.0  # a face whose points fit this many times worse is the wrong on
 GIVEN_SCORE = 0.95  # what a pair given by hand counts as until it is known which measured pairs agree with it
 ACCEPTED = 0.1  # above the score that a pair needs: accepted for sure, and no heavier than measured pairs are
 OFF_PLANE = 0.1  # of a section's size: guides farther from its plane do not belong there
+MISSED = 0.05  # of a section's size: points that the best rigid place misses by more contradict each other, or the face
+AWAY = 0.1  # of a section's size: a place farther from its points is not the one that they tell
 FLAG = BY_HAND
+NO_FIT, ELSEWHERE, OFF = "no rigid place fits", "it lies elsewhere than", "its guides lie"  # how doubts of what was given begin
+DOUBTS = (NO_FIT, ELSEWHERE, OFF)
 LOCKED = "a lock"
-SURE = 1.0
-OFF_FLAG = "its guides lie"
+SURE, UNSURE = 1.0, 0.5
 
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """Points (n, 2) in mm of section ``fixed`` and the same in section ``moving``; ``how`` says in words where they come from."""
+    """Points (n, 2) in mm of section ``fixed`` and the same in section ``moving``; ``how`` says in words where they come from.
+
+    ``faces``: whether the two may lie on opposite faces (True), on one (False), or either.
+    """
 
     fixed: str
     moving: str
     fixed_mm: Float
     moving_mm: Float
     how: str
+    faces: tuple[bool, ...] = (False, True)
+
+    @property
+    def missed_mm(self) -> float:
+        """Rms distance in mm by which the best rigid place misses the points."""
+        return min(rigid_fit(self.fixed_mm, self.moving_mm, face)[1] for face in self.faces)
+
+    @property
+    def said(self) -> str:
+        """``how``, with what the points miss each other by."""
+        return f"{self.how} (rigidly {self.missed_mm:.2f} mm off)"
+
+    def doubts(self, placed: Float | None, size_mm: float) -> tuple[str, ...]:
+        """Why the points cannot be right, in words; ``placed`` (3, 3) is fixed mm to moving mm as the sections lie now."""
+        if self.missed_mm > MISSED * size_mm:
+            return (misfit(self.how, self.missed_mm, self.faces),)
+        away = 0.0 if placed is None else missed_mm(placed, self.fixed_mm, self.moving_mm)
+        return (f"{ELSEWHERE} {self.how} puts it, by {away:.2f} mm: look which is right",) if away > AWAY * size_mm else ()
+
+
+def misfit(how: str, missed: float, faces: Sequence[bool]) -> str:
+    """The flag of points that no rigid place on the allowed faces fits."""
+    blame = "some of it, or flip, is wrong" if len(faces) == 1 else "some of it is wrong"
+    return f"{NO_FIT} {how} better than {missed:.2f} mm: {blame}"
 
 
 def rigid_fit(fixed: Float, moving: Float, mirrored: bool) -> tuple[Float, float]:
@@ -89,9 +119,9 @@ def reach_mm(mask: Image, missed: float) -> float:
     return max(NEAR * long_side_mm(mask), 1.5 * missed)
 
 
-def given_edge(given: Given, fixed: Prepared, moving: Prepared, faces: Sequence[bool], distance_mm: float) -> Edge:
+def given_edge(given: Given, fixed: Prepared, moving: Prepared, distance_mm: float) -> Edge:
     """The pair as the points have it, refined by the images while it stays near the points."""
-    options = [_refined(given, fixed, moving, start) for start in fits(given.fixed_mm, given.moving_mm, faces)]
+    options = [_refined(given, fixed, moving, start) for start in fits(given.fixed_mm, given.moving_mm, given.faces)]
     score, matrix = max(options, key=lambda o: o[0])
     nowhere = np.full((3, 3), np.nan)
     return Edge(given.fixed, given.moving, matrix, score, 1.0, float("nan"), nowhere, distance_mm)
@@ -138,11 +168,12 @@ def _agrees(edge: Edge, places: Mapping[str, Float], sections: Mapping[str, tupl
     return closes(loop, sections[edge.fixed][0])
 
 
-def by_hand(placement: Placement, how: str) -> Placement:
-    """A placement that says by what it was placed, in place of what it said of its search."""
-    flags = tuple(f for f in placement.flags if not f.startswith((FLAG, OFF_FLAG, *OUTDATED)))
+def by_hand(placement: Placement, how: str, doubts: Sequence[str] = ()) -> Placement:
+    """A placement that says by what it was placed, in place of what it said of its search, and what speaks against that."""
+    flags = tuple(f for f in placement.flags if not f.startswith((FLAG, *DOUBTS, *OUTDATED)))
     quality = {**placement.quality, "by_hand": how}
-    return dataclasses.replace(placement, flags=(*flags, f"{FLAG}, by {how}"), confidence=SURE, quality=quality)
+    confidence = UNSURE if doubts else SURE
+    return dataclasses.replace(placement, flags=(*flags, f"{FLAG}, by {how}", *doubts), confidence=confidence, quality=quality)
 
 
 def is_locked(placement: Placement) -> bool:
@@ -185,17 +216,16 @@ def place_guided(
         options = fits(points[:, 1:], guide.section_mm, faces[key])
         plane = planes.at(placements[key].position_mm, block_to_mri) if len(options) > 1 else None
         matrix = options[0] if plane is None else max(options, key=lambda m: plane.score(pixels[key], m))
-        out[key] = _guided(placements[key], matrix, guide, points, pixels[key].mask, block)
+        size = long_side_mm(pixels[key].mask)
+        how = f"{len(points)} guides to the MRI"
+        given = Given(block, key, points[:, 1:], guide.section_mm, how, tuple(faces[key]))
+        away = float(np.abs(points[:, 0] - placements[key].position_mm).mean())
+        placed = dataclasses.replace(placements[key], affine=Affine(matrix, f"block:{block}", f"section:{key}"), field=None)
+        out[key] = by_hand(placed, given.said, (*given.doubts(None, size), *_off_plane(away, size)))
     return out
 
 
-def _guided(old: Placement, matrix: Float, guide: MriGuides, points: Float, mask: Image, block: str) -> Placement:
-    affine = Affine(matrix, f"block:{block}", f"section:{old.section}")
-    missed = missed_mm(matrix, points[:, 1:], guide.section_mm)
-    how = f"{len(points)} guides to the MRI (rigidly {missed:.2f} mm off)"
-    placed = by_hand(dataclasses.replace(old, affine=affine, field=None), how)
-    away = float(np.abs(points[:, 0] - old.position_mm).mean())
-    if away <= OFF_PLANE * long_side_mm(mask):
-        return placed
-    flag = f"{OFF_FLAG} {away:.1f} mm off its plane in the MRI: either they are wrong or the block's pose is"
-    return dataclasses.replace(placed, flags=(*placed.flags, flag))
+def _off_plane(away_mm: float, size_mm: float) -> tuple[str, ...]:
+    if away_mm <= OFF_PLANE * size_mm:
+        return ()
+    return (f"{OFF} {away_mm:.1f} mm off its plane in the MRI: either they are wrong or the block's pose is",)

@@ -76,14 +76,15 @@ def register_pair(
     moving: Prepared,
     mirrors: tuple[bool, ...] = (False, True),
     keep: int = 3,
-    hint_deg: tuple[float, float] | None = None,
+    hints_deg: tuple[tuple[float, float], ...] = (),
     models: tuple[str, ...] = ("rigid",),
 ) -> PairResult:
     """Registration of two sections from no initial guess, over ``models`` in turn; stains may differ.
 
-    ``hint_deg`` (angle, tolerance) restricts the search where the rotation is roughly known.
+    ``hints_deg``, each (angle, tolerance), restrict the search where the rotation is roughly known; the angle is that of
+    :func:`histomri.registration.search.rotation`.
     """
-    angles = angles_to_try(hint_deg)
+    angles = angles_to_try(hints_deg)
     candidates = rigid_search(fixed.edges, moving.edges, angles, mirrors, keep)
     for mirrored in mirrors:  # each face is tried, however clear the search was
         if not any(c.mirrored == mirrored for c in candidates):
@@ -97,12 +98,11 @@ def register_pair(
     return PairResult(matrix, score, margin, best.mirrored, other_face, other_matrix)
 
 
-def angles_to_try(hint_deg: tuple[float, float] | None) -> Float:
-    """All angles in steps of ``STEP_DEG``, or those within (angle, tolerance)."""
-    if hint_deg is None:
+def angles_to_try(hints_deg: tuple[tuple[float, float], ...] = ()) -> Float:
+    """All angles in steps of ``STEP_DEG``, or those within each (angle, tolerance)."""
+    if not hints_deg:
         return np.arange(0.0, 360.0, STEP_DEG)
-    angle, tolerance = hint_deg
-    return angle + np.arange(-tolerance, tolerance + 1e-6, STEP_DEG)
+    return np.concatenate([angle + np.arange(-limit, limit + 1e-6, STEP_DEG) for angle, limit in hints_deg])
 
 
 def _refine(candidate: Candidate, fixed: Prepared, moving: Prepared, models: tuple[str, ...]) -> tuple[float, Float, Candidate]:

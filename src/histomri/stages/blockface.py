@@ -331,9 +331,8 @@ def _place(
     tissue = registration_image(manifest, fine / scale)
     image, mask = scaled(tissue[0], scale), scaled(tissue[1], scale)
     moving = prepare(image, mask, length / settings.search_px, max(fine, float(image.grid.spacing_mm.max())))
-    faces = {"auto": (False, True), "none": (False,), "horizontal": (True,)}[section.flip]
-    hint = None if section.rotation_deg is None else (section.rotation_deg, 30.0)
-    result = register_pair(fixed, moving, faces, hint_deg=hint, models=("rigid", "affine"))
+    hints = () if section.rotation_deg is None else ((section.rotation_deg, 30.0),)
+    result = register_pair(fixed, moving, section.faces, hints_deg=hints, models=("rigid", "affine"))
     field, score = (None, result.score)
     if settings.deformable:
         field, score = deform_pair(fixed, moving, result.matrix, TO_PHOTOGRAPH.with_stiffness(settings.stiffness))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,14 +29,29 @@ FLAT = 0.1  # of the guides' length: less wide, they tell no turn about their li
 def to_mm(guides: Sequence[SectionGuide], section: str, manifest: SectionManifest, there: bool = False) -> Float:
     """The points (n, 2) of guides in mm of one of their sections (``there``: the one that they lead to).
 
-    Raises :class:`InputError` for one outside of the section's pixels.
+    Raises :class:`InputError` with all that lie outside of the section's pixels.
     """
     points = np.array([g.to_px if there else g.point_px for g in guides], float)
-    shape = np.array(manifest.shape[:2], float)
-    for y, x in points[((points < -0.5) | (points > shape - 0.5)).any(axis=1)]:
-        what = f"x {x:g}, y {y:g} lies outside of section {section}, which has {shape[1]:g} x {shape[0]:g} pixels"
-        raise InputError(Problem("guides", what, "give it in level-0 pixels from the top left of the section's region"))
+    is_outside = (points < -0.5) | (points > np.array(manifest.shape[:2], float) - 0.5)
+    outside = np.flatnonzero(is_outside.any(axis=1)).tolist()
+    if outside:
+        raise InputError(*(_outside(guides[k], section, manifest, there) for k in outside))
     return np.asarray(points * np.array(manifest.pixel_size_mm, float))
+
+
+def _outside(guide: SectionGuide, section: str, manifest: SectionManifest, there: bool) -> Problem:
+    """What is wrong with a point outside; its row is told by what stands in it, as a row's number is not known here."""
+    (y, x), height, width = guide.point_px, *manifest.shape[:2]
+    where = f"guides, row of section {guide.section} with x {x:g}, y {y:g}"
+    at = f"to_x {guide.to_px[1]:g}, to_y {guide.to_px[0]:g}" if there and guide.to_px else f"x {x:g}, y {y:g}"
+    what = f"{at} lies outside of section {section}, which has {width} x {height} pixels"
+    return Problem(where, what, "give it in level-0 pixels from the top left of the section's region")
+
+
+def named_by_hand(sections: Sequence[Section], guides: Sequence[SectionGuide]) -> set[str]:
+    """The sections that guides to another section and rough transforms name, at either end."""
+    ends = {str(i) for g in guides if g.to_section for i in (g.section, g.to_section)}
+    return ends | {str(i) for s in sections if s.transform for i in (s.id, s.transform_from)}
 
 
 def given_pairs(
@@ -45,9 +60,11 @@ def given_pairs(
     masks: Mapping[str, Image],
     guides: Sequence[SectionGuide],
 ) -> list[Given]:
-    """Pairs of sections with tissue that guides or a rough transform bring onto each other."""
+    """Pairs of sections with tissue, those of ``masks``, that guides or a rough transform bring onto each other."""
     from histomri.registration.by_hand import Given
+    from histomri.stages.stack import faces_to_try
 
+    known = {s.id: s for s in sections}
     groups: dict[tuple[str, str], list[SectionGuide]] = {}
     for guide in guides:
         if guide.to_section in masks and guide.section in masks:
@@ -57,7 +74,24 @@ def given_pairs(
         for (a, b), g in groups.items()
     ]
     rough = [s for s in sections if s.transform and s.id in masks and s.transform_from in masks]
-    return found + [_rough_pair(s, masks[str(s.transform_from)]) for s in rough]
+    found += [_rough_pair(s, masks[str(s.transform_from)]) for s in rough]
+    return [dataclasses.replace(g, faces=faces_to_try(known[g.fixed], known[g.moving])) for g in found]
+
+
+def idle_flags(
+    sections: Sequence[Section], with_tissue: Container[str], guides: Sequence[SectionGuide]
+) -> dict[str, tuple[str, ...]]:
+    """What was given by hand and does nothing, as there is no tissue at one of its ends, in words by section."""
+    ways = {(g.section, str(g.to_section), "guides to") for g in guides if g.to_section}
+    ways |= {(s.id, str(s.transform_from), "transform from") for s in sections if s.is_used and s.transform}
+    out: dict[str, tuple[str, ...]] = {}
+    for section, other, way in sorted(ways):
+        without = " and ".join(i for i in (section, other) if i not in with_tissue)
+        if without:
+            text = f"its {way} section {other} could not be used: too little tissue was found in section {without}"
+            out[section] = (*out.get(section, ()), text)
+            print(f"{section}: {text}", flush=True)
+    return out
 
 
 def _rough_pair(section: Section, mask: Image) -> Given:
@@ -76,28 +110,34 @@ def _rough_pair(section: Section, mask: Image) -> Given:
 def given_edges(given: Sequence[Given], sections: Sequence[Section], prepared: Mapping[str, Prepared]) -> list[Edge]:
     """Each given pair as an edge of the joint solve."""
     from histomri.registration.by_hand import FLAG, given_edge
-    from histomri.stages.stack import faces_to_try
 
     known = {s.id: s for s in sections}
     out = []
     for pair in given:
         a, b = known[pair.fixed], known[pair.moving]
-        faces = faces_to_try(a.flip, b.flip)
-        out.append(given_edge(pair, prepared[a.id], prepared[b.id], faces, abs(a.position_mm - b.position_mm)))
-        print(f"{FLAG}: {b.id}, by {pair.how}", flush=True)
+        out.append(given_edge(pair, prepared[a.id], prepared[b.id], abs(a.position_mm - b.position_mm)))
+        print(f"{FLAG}: {b.id}, by {pair.said}", flush=True)
     return out
 
 
-def marked(placements: Mapping[str, Placement], given: Sequence[Given]) -> dict[str, Placement]:
-    """The placements with those that were given by hand saying so."""
+def marked(placements: Mapping[str, Placement], given: Sequence[Given], masks: Mapping[str, Image]) -> dict[str, Placement]:
+    """The placements with those that were given by hand saying so, and what speaks against what was given."""
     from histomri.registration.by_hand import by_hand
+    from histomri.registration.sanity import long_side_mm
 
     out = dict(placements)
-    for pair in given:
-        old = out[pair.moving]
-        if old.is_placed:
-            out[pair.moving] = by_hand(old, pair.how)
+    for name in dict.fromkeys(g.moving for g in given if placements[g.moving].is_placed):
+        own, size = [g for g in given if g.moving == name], long_side_mm(masks[name])
+        doubts = [d for g in own for d in g.doubts(_between(placements[g.fixed], placements[name]), size)]
+        out[name] = by_hand(placements[name], " and ".join(g.said for g in own), doubts)
     return out
+
+
+def _between(fixed: Placement, moving: Placement) -> Float | None:
+    """Millimetres of one rigidly placed section to those of another (3, 3), None where one of them is not placed."""
+    if fixed.affine is None or moving.affine is None:
+        return None
+    return np.asarray(moving.affine.matrix @ np.linalg.inv(fixed.affine.matrix), np.float64)
 
 
 def locked_places(sections: Sequence[Section]) -> tuple[dict[str, Placement], Any]:
@@ -130,9 +170,11 @@ def _one_pose(poses: Mapping[str, Any]) -> Any:
 
 
 def mri_guides(guides: Sequence[SectionGuide], manifests: Mapping[str, SectionManifest]) -> dict[str, MriGuides]:
-    """The guides to the MRI by section, of the sections that take part."""
+    """The guides to the MRI by section, of the sections that hold tissue; of the others a line is printed."""
     from histomri.registration.by_hand import MriGuides
 
+    for name in sorted({g.section for g in guides if g.mri_mm is not None} - set(manifests)):
+        print(f"{name}: its guides to the MRI could not be used: no tissue was found in it", flush=True)
     groups: dict[str, list[SectionGuide]] = {}
     for guide in guides:
         if guide.mri_mm is not None and guide.section in manifests:

@@ -434,15 +434,13 @@ def _with_guides(
     if not guides:
         return placements
     planes = MriPlanes(mri, search_mm=2.5 * plan.spacing_mm, fine_mm=plan.spacing_mm)
-    changed = place_guided(placements.sections, pixels, guides, _faces(sections), planes, block_to_mri, placements.block)
+    faces = {s.id: s.faces for s in sections}
+    changed = place_guided(placements.sections, pixels, guides, faces, planes, block_to_mri, placements.block)
     for key, placement in changed.items():
         _say(f"{key}: {placement.flags[-1]}")
+    for key in sorted(set(guides) - set(changed)):
+        _say(f"{key}: its guides to the MRI could not be used: too little tissue was found in it")
     return dataclasses.replace(placements, sections={**placements.sections, **changed})
-
-
-def _faces(sections: Sequence[Section]) -> dict[str, tuple[bool, ...]]:
-    """Whether each section may lie face up (False) or face down (True), as the sheet says."""
-    return {s.id: {"auto": (False, True), "none": (False,)}.get(s.flip, (True,)) for s in sections}
 
 
 def _rescue(
@@ -459,7 +457,7 @@ def _rescue(
     from histomri.registration.rescue import MriPlanes, rescue
     from histomri.registration.slice_to_volume import SliceToVolume
 
-    faces = _faces(sections)
+    faces = {s.id: s.faces for s in sections}
     planes = MriPlanes(mri, search_mm=2.5 * plan.spacing_mm, fine_mm=plan.spacing_mm)
     for turn in range(RESCUE_TURNS):
         plane_at = partial(planes.at, block_to_mri=block_to_mri)

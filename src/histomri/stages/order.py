@@ -122,7 +122,7 @@ class _Comparison:
             first, second = self.prepared(a), self.prepared(b)
             if first is None or second is None:
                 return -1.0
-            faces = faces_to_try(self.sections[a].flip, self.sections[b].flip)
+            faces = faces_to_try(self.sections[a], self.sections[b])
             self.count += 1
             self.scores[a, b] = self.scores[b, a] = register_pair(first, second, mirrors=faces).score
         return self.scores[a, b]

@@ -112,11 +112,9 @@ def typical_size_mm(areas_mm2: Sequence[float]) -> float:
 def _measure(fixed: Section, moving: Section, prepared: Mapping[str, Prepared], settings: StackSettings) -> dict[str, Any]:
     from histomri.registration.pair import register_pair
 
-    hint = None
-    if fixed.rotation_deg is not None and moving.rotation_deg is not None:
-        hint = (moving.rotation_deg - fixed.rotation_deg, settings.hint_deg)
-    faces = faces_to_try(fixed.flip, moving.flip)
-    result = register_pair(prepared[fixed.id], prepared[moving.id], mirrors=faces, hint_deg=hint)
+    faces = faces_to_try(fixed, moving)
+    hints = tuple((angle, settings.hint_deg) for angle in turns_hinted(fixed, moving))
+    result = register_pair(prepared[fixed.id], prepared[moving.id], mirrors=faces, hints_deg=hints)
     return {
         "fixed": fixed.id,
         "moving": moving.id,
@@ -129,11 +127,21 @@ def _measure(fixed: Section, moving: Section, prepared: Mapping[str, Prepared], 
     }
 
 
-def faces_to_try(fixed: str, moving: str) -> tuple[bool, ...]:
+def faces_to_try(fixed: Section, moving: Section) -> tuple[bool, ...]:
     """Whether the two may lie on the same face (False), on opposite faces (True) or either."""
-    if "auto" in (fixed, moving):
-        return (False, True)
-    return (fixed != moving,)
+    return tuple(sorted({a != b for a in fixed.faces for b in moving.faces}))
+
+
+def turns_hinted(fixed: Section, moving: Section) -> tuple[float, ...]:
+    """The angles in degrees at which ``rotation_deg`` of both has the pair, none where one of the two says nothing.
+
+    Sections a and b lie at ``F R(a)`` and ``F R(b)``, F a flip of x where they are mirrored: the pair turns by b - a, and by
+    a - b where the fixed one is mirrored, as ``R(b) R(-a) F = F R(a - b)``. Where its face is not known, either may be right.
+    """
+    if fixed.rotation_deg is None or moving.rotation_deg is None:
+        return ()
+    turn = moving.rotation_deg - fixed.rotation_deg
+    return tuple(sorted({-turn if mirrored else turn for mirrored in fixed.faces}))
 
 
 def solve(
@@ -153,7 +161,7 @@ def solve(
     from histomri.io.sections import read_manifest, registration_image
     from histomri.registration.by_hand import solve_with_given
     from histomri.registration.section_graph import solve_stack
-    from histomri.stages.by_hand import given_edges, given_pairs, locked_places, marked
+    from histomri.stages.by_hand import given_edges, given_pairs, idle_flags, locked_places, marked, named_by_hand
     from histomri.stages.order import edges_within, read_remarks, with_positions
 
     sections = with_positions(sections, remarks)
@@ -164,7 +172,8 @@ def solve(
     size = typical_size_mm([m.tissue_area_mm2 for m in usable.values()]) if usable else 1.0
     masks = {i: registration_image(m, size / settings.search_px)[1] for i, m in usable.items()}
     centroids = {i: _centroid(mask) for i, mask in masks.items()}
-    given = given_pairs(sections, usable, masks, guides)
+    paired = Preparation(manifests, named_by_hand(sections, guides) & set(usable), settings).all()
+    given = given_pairs(sections, usable, {i: masks[i] for i in paired}, guides)
     free = set(usable) - {g.moving for g in given}
     anchors = {i: p for i, p in known.items() if i in free and p.confidence >= 0.5} | locked
     declared = {s.id: None if s.flip == "auto" else s.flip == "horizontal" for s in sections}
@@ -178,13 +187,13 @@ def solve(
         fixed={i: p.affine.matrix for i, p in anchors.items() if p.affine is not None},
         alpha=settings.alpha,
     )
-    paired = Preparation(manifests, {i for g in given for i in (g.fixed, g.moving)}, settings).all()
     edges_by_hand = given_edges(given, sections, paired)
     solution = solve_with_given(measured, edges_by_hand, nodes, solve_all)
     areas = {i: m.tissue_area_mm2 for i, m in usable.items()}
     out = {s.id: _placement(s, solution, measured, anchors, areas, settings) for s in sections}
-    flags = read_remarks(remarks)
-    out = {i: dataclasses.replace(p, flags=(*p.flags, *flags.get(i, ()))) for i, p in marked(out, given).items()}
+    out = marked(out, given, masks)
+    for flags in (idle_flags(sections, paired, guides), read_remarks(remarks)):
+        out = {i: dataclasses.replace(p, flags=(*p.flags, *flags.get(i, ()))) for i, p in out.items()}
     record = _as_placements(sections, out, solution)
     write_placements(placements, dataclasses.replace(record, mri_to_block=pose))
 
