@@ -219,6 +219,8 @@ def read_pixels(store: str | Path, path: str) -> Pixels:
         layout = read_layout(folder)
         found: Pixels = open_array(store, path)[...] if layout is None else StoredLevel(folder, layout).whole()
         return found
+    except MemoryError:
+        raise
     except Exception as error:  # zarr and codecs raise whatever they like on a damaged store
         what = f"the stored pixels cannot be read ({type(error).__name__}: {error})"
         raise InputError(Problem(str(folder), what, "run the stage that makes them again")) from error

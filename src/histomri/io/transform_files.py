@@ -195,7 +195,7 @@ def read_transform(path: Path, from_space: str = "", to_space: str = "") -> Tran
         steps = [_from_itk(itk) for itk in _flat(sitk.ReadTransform(str(path)))]
         if not steps:
             raise ValueError("it holds none")
-    except (RuntimeError, ValueError, OverflowError, MemoryError) as problem:
+    except (RuntimeError, ValueError, OverflowError) as problem:
         raise InputError(
             Problem(str(path), f"cannot be read as an ITK transform ({problem})", "run the stage mri again")
         ) from problem
