@@ -92,9 +92,11 @@ def read_pose_record(path: Path) -> dict[str, Any]:
     import numpy as np
 
     record = _read(path, _Kind("a pose.json of histomri", POSE, "run the stage mri again"))
-    if abs(np.linalg.det(np.asarray(record["mri_to_block"], float)[:3, :3])) < 1e-9:
+    matrix = np.asarray(record["mri_to_block"], float)
+    # not so near to singular that its inverse is none
+    if not np.linalg.cond(matrix) < 1e12:
         raise InputError(Problem(str(path), "its mri_to_block is singular", "run the stage mri again"))
-    return record
+    return record | {"mri_to_block": matrix.tolist()}
 
 
 def leads_out(name: str) -> bool:

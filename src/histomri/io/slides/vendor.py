@@ -51,7 +51,8 @@ def associated_pixels(slide: Any, path: Path, name: str, most_px: int) -> Pixels
 
     Raises ``InputError`` where it does not decode, or would take more than ``most_px`` pixels do.
     """
-    if name not in slide.associated_images:
+    # by the names: to ask the mapping itself whether it holds one would decode it
+    if name not in tuple(slide.associated_images):
         raise KeyError(name)
     sides = [int(slide.properties[f"openslide.associated.{name}.{side}"]) for side in ("width", "height")]
     check_associated(path, name, 4 * sides[0] * sides[1], most_px)
@@ -119,20 +120,24 @@ class VendorSlide(Slide):
 
     def read_associated(self, name: str, most_px: int = MOST_ASSOCIATED_PX) -> Pixels:
         """Pixels (y, x, 3) of one of the images named in ``info.dropped``. Raises ``KeyError`` for another name."""
-        return associated_pixels(self._slide, self._path, name, most_px)
+        # after an error a handle answers nothing more
+        with self._open() as slide:
+            return associated_pixels(slide, self._path, name, most_px)
 
     def read_region(self, y: int, x: int, height: int, width: int, level: int = 0) -> Pixels:
         """Pixels (height, width, c) of a box inside a level; at level 0, what cannot be read is tried again in small tiles.
 
-        Bad tiles are filled. Raises the openslide error where another level cannot be read.
+        Bad tiles are filled. Raises ``InputError`` where another level cannot be read.
         """
         import openslide
 
         try:
             pixels = self._read((y, x), (height, width), level)
-        except openslide.OpenSlideError:
+        except openslide.OpenSlideError as error:
             if level:
-                raise
+                with self._lock:
+                    self._slide = self._open()
+                raise problem(self._path, f"its level {level} cannot be read ({error})", "copy it again") from error
             pixels = self._rescue(y, x, height, width)
         return pixels[..., self._chosen]
 
