@@ -151,7 +151,7 @@ def make_seeds(folder: Path) -> dict[str, list[Path]]:
         "found_pose": _json("pose.json", POSE),
     }
     found = {}
-    _write_lock(folder / LOCK)
+    write_lock(folder / LOCK)
     for reader, make in makers.items():
         own = folder / reader
         own.mkdir(parents=True)
@@ -309,7 +309,7 @@ def _hdf5(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def _write_lock(folder: Path) -> None:
+def write_lock(folder: Path) -> None:
     """A sound lock, of which one half or the other is spoiled."""
     folder.mkdir(parents=True)
     placement = Placement("a", 0.5, Affine(np.eye(3), "block:b", "section:a"), _field(), ("flag",), 0.9, {"ncc": 0.5})
