@@ -23,7 +23,6 @@ COUNTS = {
     "VersorRigid3DTransform": {3: 6},
     "Similarity3DTransform": {3: 7},
     "ScaleVersor3DTransform": {3: 9},
-    "ComposeScaleSkewVersor3DTransform": {3: 12},
     "ScaleSkewVersor3DTransform": {3: 15},
 }
 # these compare the numbers with their grid themselves, or have none

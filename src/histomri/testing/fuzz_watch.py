@@ -77,7 +77,8 @@ class Watch:
 
 def listing(folder: Path, left_out: Sequence[Path]) -> State:
     """Size, time and number of every file and folder below ``folder``, by its path; links are not followed."""
-    found, skipped = {}, {str(p) for p in left_out}
+    found: State = {}
+    skipped = {str(p) for p in left_out}
     pending = [str(folder)]
     while pending:
         for entry in os.scandir(pending.pop()):
