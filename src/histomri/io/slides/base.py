@@ -141,7 +141,7 @@ def check_associated(path: Path, name: str, size_bytes: int, most_px: int) -> No
 def read_image(path: Path, name: str, read: Callable[[], Any]) -> Pixels:
     """What ``read`` gives of one of a file's images. Raises ``InputError`` where it does not decode.
 
-    Memory that is short is no damage, here and in all readers: the job fails, and Snakemake tries it again with more.
+    Memory that is short is no damage, here and in all readers: the job fails, and on a cluster is tried again with more.
     """
     try:
         return np.asarray(read())
