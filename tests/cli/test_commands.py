@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 import re
 import subprocess
 import sys
@@ -14,11 +16,15 @@ from PIL import Image
 
 from histomri.cli import COMMANDS, main
 from histomri.cli.summary import summary_lines
+from histomri.core import InputError
 from histomri.io.check import check_study
 from histomri.io.config import load_study
+from histomri.io.records import read_metrics
 from histomri.io.sheets import read_sections
 from histomri.io.template import section_ids
+from histomri.testing.fuzz_seeds import METRICS
 from histomri.testing.many import draw_sections
+from histomri.testing.mutants import mutated_json
 
 
 @pytest.fixture
@@ -167,3 +173,14 @@ def test_summary_begins_with_a_pose_that_is_in_doubt() -> None:
         "WARNING, block b: the pose is in doubt.",
         "sections: 3 placed",
     ]
+
+
+def test_summary_of_measures_that_somebody_spoiled_ends_in_words_or_soundly(tmp_path: Path) -> None:
+    said = 0
+    for case in range(150):
+        (tmp_path / "metrics.json").write_bytes(mutated_json(json.dumps(METRICS), random.Random(case)))
+        with contextlib.suppress(InputError):
+            lines = list(summary_lines(read_metrics(tmp_path / "metrics.json")))
+            assert all("\n" not in line and line.isprintable() for line in lines)
+            said += 1
+    assert 15 < said < 135

@@ -131,3 +131,24 @@ def test_frames_that_are_cut_off_are_filled_and_counted(tmp_path: Path, series: 
     if status == "ok":
         top = omezarr.read_pixels(found.store, "0")[:, :128]
         assert np.abs(np.moveaxis(top, 0, -1).astype(int) - as_decoded(tissue(), 64)[:128]).max() <= 1, "sound frames are kept"
+
+
+def test_a_coarser_level_that_is_damaged_is_an_error_in_words_and_costs_no_other(tmp_path: Path) -> None:
+    files = write_dicom_slide(tmp_path, tissue(), SLIDE)
+    data = files[1].read_bytes()
+    # the frames' own marks behind the table of where they begin
+    at = data.index(b"\xff\xd8\xff")
+    files[1].write_bytes(data[: at - 8] + bytes(8) + data[at:])
+    with open_slide(files[0]) as slide:
+        with pytest.raises(InputError, match="its level 1 cannot be read"):
+            slide.read_region(0, 0, 64, 64, 1)
+        assert slide.read_region(0, 0, 64, 64).shape == (64, 64, 3) and slide.bad_tiles == 0
+
+
+def test_the_names_of_associated_images_decode_none(series: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openslide.lowlevel, "read_associated_image", lambda *_: pytest.fail("decoded"))
+    with open_slide(series[0]) as slide:
+        with pytest.raises(KeyError):
+            slide.read_associated("nothing")
+        with pytest.raises(InputError, match="'label' would take"):
+            slide.read_associated("label", 48 * 48 - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import hashlib
 import json
@@ -16,6 +17,7 @@ from typing import Any
 import imagecodecs
 import nibabel as nib
 import numpy as np
+import openslide
 import pytest
 import tifffile
 from PIL import Image as Pillow
@@ -27,13 +29,14 @@ from histomri.io.config import read_config
 from histomri.io.graph import read_graph
 from histomri.io.nifti import read_geometry, read_nifti
 from histomri.io.placements import read_placements
+from histomri.io.private import keep
 from histomri.io.sheets import read_sections
-from histomri.io.slides import open_slide, probe
+from histomri.io.slides import open_slide, probe, vendor
 from histomri.io.slides.coded_size import coded_size
 from histomri.io.tiff_chain import is_cut_off
 from histomri.io.transform_files import fails_in_itk, read_transform, write_affine
 from histomri.testing.fuzz import SHARES, cases_of, run_cases
-from histomri.testing.fuzz_seeds import make_seeds
+from histomri.testing.fuzz_seeds import make_seeds, write_labelled_slide, write_lock
 from histomri.transforms import Affine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,27 +54,80 @@ def test_a_few_hundred_spoiled_files_end_in_words_or_soundly(tmp_path: Path, cap
     assert set(SHARES) <= {*counts, "hdf5"}
 
 
+BAD_READER = """
+import os, subprocess
+from pathlib import Path
+from histomri.core.errors import HistomriError
+def out_of_memory(path):
+    try:
+        raise MemoryError
+    except MemoryError:
+        raise HistomriError("the file is damaged") from None
+def caught(path):
+    try:
+        Path(path.parent, "../../x").write_text("x")
+    except BaseException:
+        pass
+def by_link(path):
+    (path.parent / "out").mkdir(exist_ok=True)
+    (path.parent / "out" / "link").symlink_to(path.parents[2] / "canary")
+    (path.parent / "out" / "link" / "file").unlink()
+def allowed(path):
+    for name in ("out", "kept"):
+        (path.parent / name).mkdir(exist_ok=True)
+        (path.parent / name / "a.txt").write_text("x")
+WAYS = [
+    lambda path: os.kill(os.getpid(), 11),
+    lambda path: sum(iter(lambda: 1, 0)),
+    lambda path: 1 / 0,
+    lambda path: bytearray(200 << 20),
+    out_of_memory,
+    lambda path: Path("../../../x").write_text("x"),
+    lambda path: Path("/etc/histomri-fuzz").mkdir(),
+    caught,
+    by_link,
+    lambda path: os.rename(path, path.parent / "out"),
+    lambda path: subprocess.run(["sh", "-c", "echo x > ../canary/file"], check=True),
+    lambda path: subprocess.run(["sh", "-c", "echo x > \\"$0\\"", str(path)], check=True),
+    allowed,
+]
+def bad(path):
+    (path.parent / "out").mkdir(exist_ok=True)
+    count = path.parent / "out" / "count"
+    n = int(count.read_text()) if count.exists() else 0
+    count.write_text(str(n + 1))
+    WAYS[n](path)
+import histomri.testing.fuzz as fuzz
+fuzz.READERS["points"] = (bad,)
+fuzz.CASE_S, fuzz.CASE_MB = 1, 100
+"""
+
+
 def test_the_fuzzer_sees_what_it_is_there_to_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader that crashes, hangs, raises or eats memory is found, and the cases behind it still run."""
-    plugin = tmp_path / "sitecustomize.py"
-    plugin.write_text(
-        "import os, time\n"
-        "from pathlib import Path\n"
-        "def bad(path):\n"
-        "    n = int(Path('count').read_text()) if Path('count').exists() else 0\n"
-        "    Path('count').write_text(str(n + 1))\n"
-        "    ways = [lambda: os.kill(os.getpid(), 11), lambda: sum(iter(lambda: 1, 0)), lambda: 1 / 0]\n"
-        "    [*ways, lambda: bytearray(200 << 20), lambda: None][n]()\n"
-        "import histomri.testing.fuzz as fuzz\n"
-        "fuzz.READERS['points'] = (bad,)\n"
-        "fuzz.CASE_S, fuzz.CASE_MB = 1, 100\n"
-    )
+    """A reader that crashes, hangs, raises, eats memory or writes elsewhere is found, and the cases behind it still run."""
+    (tmp_path / "sitecustomize.py").write_text(BAD_READER)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT / 'src'}")
     make_seeds(tmp_path / "seeds")
-    tally = run_cases({"points": 5}, tmp_path / "seeds", tmp_path / "work")["points"]
-    said = [" ".join(tally.failures[case].split()[1:3]) for case in range(4)]
-    assert said == ["crash, status", "longer than", "ZeroDivisionError in", "took 200"]
-    assert tally.counts == {"failed": 4, "sound": 1}
+    tally = run_cases({"points": 13}, tmp_path / "seeds", tmp_path / "work")["points"]
+    expected = [
+        "crash, status -11",
+        "longer than 1",
+        "ZeroDivisionError in sitecustomize.py",
+        "took 200 MB",
+        "out of memory,",
+        "wrote outside: open",
+        "wrote outside: os.mkdir",
+        "wrote outside: open",
+        "wrote outside: os.remove",
+        "wrote outside: os.rename",
+        "touched ../../canary/file",
+        "touched case.",
+    ]
+    assert [said[: len(f"FAILED {words}")] for said, words in zip(tally.failures.values(), expected, strict=True)] == [
+        f"FAILED {words}" for words in expected
+    ]
+    assert tally.counts == {"failed": 12, "sound": 1}
+    assert not (tmp_path / "x").exists() and not (tmp_path / "work" / "x").exists()
 
 
 # ---------------------------------------------------------------- slides
@@ -134,9 +190,9 @@ def test_a_tile_that_unfolds_into_a_huge_picture_is_a_bad_tile(
     bomb = bytes(encode(np.zeros((500, 600, 3), np.uint8)))
     options: dict[str, Any] = {"tile": (48, 48), "photometric": "rgb", "compression": codec}
     tifffile.imwrite(tmp_path / "a.tif", iter([bomb] * 6), shape=(70, 90, 3), dtype=np.uint8, **options)
-    if codec != "jpeg":
-        assert coded_size(bomb) == (500, 600)
-        monkeypatch.setattr(imagecodecs, f"{'jpeg2k' if codec == 'jpeg2000' else codec}_decode", lambda *_, **__: 1 / 0)
+    assert coded_size(bomb) == (500, 600)
+    decoder = f"{'jpeg2k' if codec == 'jpeg2000' else codec}_decode"
+    monkeypatch.setattr(imagecodecs, decoder, lambda *_, **__: pytest.exit("a bomb was decoded"))
     with open_slide(tmp_path / "a.tif") as slide:
         assert (slide.read_region(0, 0, 30, 30) == 255).all() and slide.bad_tiles == 1
 
@@ -146,6 +202,10 @@ def test_the_size_that_a_coded_tile_claims_is_its_own(shape: tuple[int, int]) ->
     pixels = np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8)
     coded = [
         imagecodecs.png_encode(pixels),
+        imagecodecs.jpeg8_encode(pixels),
+        imagecodecs.jpeg8_encode(pixels, optimize=True, subsampling="420"),
+        imagecodecs.ljpeg_encode(pixels[..., 0]),
+        imagecodecs.jpegls_encode(np.zeros((*shape, 3), np.uint8)),
         imagecodecs.webp_encode(pixels, lossless=True),
         imagecodecs.webp_encode(pixels, level=50, lossless=False),
         imagecodecs.jpeg2k_encode(pixels, codecformat="j2k"),
@@ -157,7 +217,7 @@ def test_the_size_that_a_coded_tile_claims_is_its_own(shape: tuple[int, int]) ->
     ]
     assert [coded_size(bytes(data)) for data in coded] == [shape] * len(coded)
     assert [coded_size(bytes(data)[:6]) for data in coded] == [None] * len(coded)
-    assert coded_size(b"") is coded_size(bytes(imagecodecs.jpeg8_encode(pixels))) is None
+    assert coded_size(b"") is None
 
 
 def test_a_png_that_claims_gigapixels_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
@@ -191,6 +251,65 @@ def test_an_associated_image_that_does_not_decode_is_an_error_in_words(tmp_path:
         stream.write(b"\0" * 40)
     with open_slide(tmp_path / "a.tif") as slide, pytest.raises(InputError, match=r"its image 'series 1' cannot be read"):
         slide.read_associated("series 1")
+
+
+def test_an_associated_image_that_would_fill_the_memory_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_labelled_slide(tmp_path / "a.svs", thumbnail=(1000, 900))
+    with open_slide(tmp_path / "a.svs") as slide:
+        assert slide.read_associated("thumbnail").shape == (1000, 900, 3)
+        with pytest.raises(InputError, match=r"its image 'thumbnail' would take 3 MB; .* up to 2 MB"):
+            slide.read_associated("thumbnail", 500_000)
+    # as openslide reads it, for every format of its own
+    monkeypatch.setattr(openslide.lowlevel, "read_associated_image", lambda *_: pytest.fail("decoded"))
+    with vendor.VendorSlide(tmp_path / "a.svs") as slide, pytest.raises(InputError, match="'thumbnail' would take 4 MB"):
+        slide.read_associated("thumbnail", 500_000)
+
+
+def test_an_image_beside_the_slide_that_is_too_large_is_not_kept_and_the_log_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_labelled_slide(tmp_path / "a.svs", thumbnail=(1000, 900))
+    images = ("label", "macro", "thumbnail")
+    kept, _ = keep(tmp_path / "a.svs", images, images, tmp_path / "kept", 500_000)
+    assert kept == ["label", "macro"] and not (tmp_path / "kept" / "thumbnail.png").exists()
+    assert "not kept" in (said := capsys.readouterr().out) and "'thumbnail' would take" in said
+    assert keep(tmp_path / "a.svs", images, images, tmp_path / "kept")[0] == list(images)
+
+
+def test_an_associated_image_whose_strip_holds_a_larger_picture_is_not_unfolded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bomb = bytes(imagecodecs.jpeg8_encode(np.zeros((900, 800), np.uint8)))
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        writer.write(np.zeros((90, 90, 3), np.uint8), tile=(32, 32), photometric="rgb")
+        options: dict[str, Any] = {"photometric": "minisblack", "compression": "jpeg", "rowsperstrip": 33, "metadata": None}
+        writer.write(iter([bomb]), shape=(33, 44), dtype=np.uint8, **options)
+    monkeypatch.setattr(imagecodecs, "jpeg_decode", lambda *_, **__: pytest.exit("a bomb was decoded"))
+    with open_slide(tmp_path / "a.tif") as slide, pytest.raises(InputError, match="holds a picture of 800 x 900 pixels"):
+        slide.read_associated("series 1")
+
+
+def no_memory(*_: Any, **__: Any) -> Any:
+    raise MemoryError
+
+
+def test_a_tile_that_memory_was_short_for_is_no_bad_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tiff(tmp_path / "a.tif", compression="zlib")
+    with open_slide(file) as slide:
+        monkeypatch.setattr(slide, "_read", no_memory)
+        with pytest.raises(MemoryError):
+            slide.read_region(0, 0, 9, 9)
+
+
+@pytest.mark.parametrize("opener", ["histomri.io.slides.tiff.TiffSlide", "histomri.io.slides.vendor.detect_vendor"])
+def test_a_slide_that_memory_was_short_for_is_not_said_to_be_corrupt(
+    tmp_path: Path, opener: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tiff(tmp_path / "a.tif")
+    monkeypatch.setattr(opener, no_memory)
+    for read in (probe, open_slide):
+        with pytest.raises(MemoryError):
+            read(file)
 
 
 # ---------------------------------------------------------------- volumes and stores
@@ -373,7 +492,41 @@ def test_a_damaged_graph_is_an_error_in_words(tmp_path: Path, change: dict[str, 
         read_graph(tmp_path / "graph.json")
 
 
+@pytest.mark.parametrize("length", [60, 100, 127])
+def test_displacements_whose_header_is_damaged_are_an_error_in_words(tmp_path: Path, length: int) -> None:
+    """NumPy raises errors of the tokenizer over some of them."""
+    write_lock(tmp_path / "lock")
+    (tmp_path / "lock" / "lock.fields.npy").write_bytes(np_header(length))
+    with pytest.raises(InputError, match=r"lock\.json"):
+        read_placements(tmp_path / "lock" / "lock.json")
+
+
+def np_header(length: int) -> bytes:
+    """The header of an array of Python 2's, which is read word by word, cut off inside a bracket and filled up."""
+    text = b"{'descr': '<f4', 'fortran_order': False, 'shape': (40L,"
+    return b"\x93NUMPY\1\0" + struct.pack("<H", length) + text.ljust(length)
+
+
 # ---------------------------------------------------------------- the code
+
+
+# these say so in words, or ask whether there is something at all
+NOT_READERS = {"check.py", "picture_codecs.py"}
+
+
+def test_no_reader_takes_a_lack_of_memory_for_a_damaged_file() -> None:
+    """Whoever catches everything lets a MemoryError through first."""
+    for file in sorted({*(ROOT / "src" / "histomri" / "io").rglob("*.py")}):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(node, ast.Try) or file.name in NOT_READERS:
+                continue
+            caught = [ast.unparse(h.type) if h.type else "BaseException" for h in node.handlers]
+            for number, (kind, handler) in enumerate(zip(caught, node.handlers, strict=True)):
+                goes_on = not (isinstance(handler.body[-1], ast.Raise) and handler.body[-1].exc is None)
+                where = f"{file.name}:{handler.lineno}"
+                if goes_on and kind in ("Exception", "BaseException") and "get(coded" not in ast.unparse(node):
+                    assert any("MemoryError" in before for before in caught[:number]), where
+                assert not goes_on or "MemoryError" not in kind, where
 
 
 def test_no_pickle_and_no_unsafe_yaml_anywhere() -> None:

@@ -10,6 +10,7 @@ import SimpleITK as sitk  # noqa: N813
 
 from histomri.core import Grid, InputError
 from histomri.io.transform_files import read_transform, write_affine, write_chain_2d
+from histomri.io.transform_text import COUNTS, check_text
 from histomri.transforms import Affine, DisplacementField
 
 
@@ -104,3 +105,40 @@ def test_a_file_that_is_no_transform_is_an_input_error(tmp_path: Path) -> None:
     sitk.WriteTransform(itk, str(tmp_path / "b.tfm"))
     with pytest.raises(InputError, match="neither linear"):
         read_transform(tmp_path / "b.tfm")
+
+
+def test_each_class_of_transforms_has_the_parameters_that_itk_gives_it(tmp_path: Path) -> None:
+    for kind, counts in COUNTS.items():
+        for dimensions, count in counts.items():
+            if not hasattr(sitk, kind):  # ANTs' and older names for the same
+                continue
+            make = getattr(sitk, kind)
+            itk = make(dimensions) if len(counts) > 1 else make()
+            assert len(itk.GetParameters()) == count, kind
+            sitk.WriteTransform(itk, str(tmp_path / "t.tfm"))
+            assert read_transform(tmp_path / "t.tfm").ndim == dimensions
+
+
+VERSOR = "#Insight Transform File V1.0\n#Transform 0\nTransform: VersorRigid3DTransform_double_3_3\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (f"{VERSOR}Parameters: 0.1 0.2\nFixedParameters: 0 0 0\n", "6 parameters were expected, found 2"),
+        (f"{VERSOR}Parameters:\n", "6 parameters were expected, found 0"),
+        (f"{VERSOR}Parameters: .. 0.2 0 1 2 3\n", r"a number was expected, found '\.\.'"),
+        (f"{VERSOR}Parameters: nan 0.2 0 1 2 3\n", "a number was expected, found 'nan'"),
+        ("Transform: CompositeTransform_double_3_3\nComponentTransformFile: /etc/passwd\n", "found 'ComponentTransformFile'"),
+        ("Transform: ThinPlateSplineKernelTransform_double_3_3\nParameters: 1\n", "is no transform that is read here"),
+    ],
+)
+def test_a_text_that_would_lead_itk_beyond_its_numbers_or_to_other_files_is_refused(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    """ITK ends the process over the first of them."""
+    (tmp_path / "t.tfm").write_text(text)
+    with pytest.raises(ValueError, match=words):
+        check_text(tmp_path / "t.tfm")
+    with pytest.raises(InputError, match=words):
+        read_transform(tmp_path / "t.tfm")

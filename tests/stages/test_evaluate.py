@@ -138,7 +138,9 @@ def study(tmp_path_factory):
     write_placements(folder / "mri/b/placements.json", Placements("b", final, pose))
     write_placements(folder / "stack/b/placements.json", Placements("b", initial, None))
     (folder / "mri/b/pose.json").write_text(
-        json.dumps({"mri_to_block": pose.matrix.tolist(), "confidence": 0.93, "candidates": [], "metrics": {"nmi": 1.2}})
+        json.dumps(
+            {"mri_to_block": pose.matrix.tolist(), "confidence": 0.93, "sections_as": "neighbours", "metrics": {"nmi": 1.2}}
+        )
     )
     mri = Grid((60, 60, 18), np.array([0.4, 0.4, 0.5]), np.array([-3.0, -2.0, -1.0]))
     block_points = pose.map(mri.points())

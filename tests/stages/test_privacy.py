@@ -218,6 +218,15 @@ def test_what_is_asked_for_is_kept_and_nothing_else(tmp_path: Path) -> None:
     assert leaks(tmp_path / "out") == ["ingest/a/kept/metadata.json"], "the public store has none of it"
 
 
+def test_an_image_of_more_pixels_than_the_config_decodes_whole_is_not_kept(tmp_path: Path) -> None:
+    section = Section("a", svs(tmp_path / "a.svs"), 0.0, stain="H&E")
+    manifest = tmp_path / "ingest" / "a" / "manifest.json"
+    for most_px, kept in ((40 * 60, ("macro",)), (40 * 60 * 3 // 4 - 1, ())):
+        settings = IngestSettings(chunk_px=64, shard_px=128, smallest_level_px=64, keep=["macro"], max_plain_px=most_px)
+        found = ingest_section(section, tmp_path / "a.ome.zarr", manifest, settings, 0.0005)
+        assert found.kept == kept and ("macro" in found.dropped) == (not kept)
+
+
 def test_what_was_kept_goes_when_the_config_asks_no_more(tmp_path: Path) -> None:
     file = svs(tmp_path / "a.svs")
     ingest(tmp_path / "out", file, keep=["label", "operator", "patient"])

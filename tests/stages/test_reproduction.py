@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from histomri.core import InputError
 from histomri.io.config import default_config
 from histomri.stages import provenance, reproduction
 from histomri.stages.provenance import write_provenance
+from histomri.testing.fuzz_seeds import PROVENANCE
+from histomri.testing.mutants import mutated_json
 
 CONFIG = {"study": "s", "sections": "sections.tsv", "output": "out"}
 
@@ -177,3 +181,20 @@ def test_the_config_of_a_new_run_names_the_recorded_sheets_and_is_valid(tmp_path
     config = reproduction.config_from({"config": {**default_config(), **CONFIG}}, tmp_path, tmp_path / "new")
     assert config["sections"] == str(tmp_path / "sections.tsv") and config["output"] == str(tmp_path / "new")
     assert config_problems(config, "config") == []
+
+
+def test_a_record_of_others_that_was_spoiled_is_refused_in_words_or_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    here = provenance.programs({})
+    monkeypatch.setattr(reproduction, "programs", lambda: here)
+    (tmp_path / "sections.tsv").write_text("section\tfile\tposition_mm\na\ta.png\t0\n")
+    path, taken = tmp_path / "provenance.json", 0
+    for case in range(100):
+        path.write_bytes(mutated_json(json.dumps(PROVENANCE), random.Random(case)))
+        with contextlib.suppress(InputError):
+            record = reproduction.read_record(path)
+            taken += 1
+            assert all(isinstance(line, str) for line in reproduction.program_differences(record))
+            list(reproduction.result_differences(record, PROVENANCE, (tmp_path, tmp_path / "new")))
+            reproduction.machine_differences(record, PROVENANCE)
+            list(reproduction.input_differences(record, reproduction.recorded_study(record, tmp_path)))
+    assert 10 < taken < 90

@@ -61,6 +61,7 @@ KEYS: dict[str, tuple[Any, set[str]]] = {
     "ingest.registration_channel": ("mean", INGEST),
     "ingest.keep": (["label"], INGEST),
     "ingest.reading_order": ("snake", INGEST),
+    "blockface.max_photograph_px": (1000000, VOLUME),
     "blockface.align_px": (300, VOLUME),
     "blockface.max_motion_mm": (6.0, VOLUME),
     "blockface.even_light": (False, VOLUME),

@@ -11,7 +11,7 @@ rule blockface_volume:
         sections=lambda w: photographed(w.block),
         block=lambda w: block_for_blockface(w.block),
         photographs=lambda w: [content(s["blockface"]) for s in photographed(w.block)],
-        settings=only("blockface", "align_px", "max_motion_mm", "even_light", "surface_threshold", "chunk_px", "codec"),
+        settings=only("blockface", "max_photograph_px", "align_px", "max_motion_mm", "even_light", "surface_threshold", "chunk_px", "codec"),
         code=code("blockface", "blockface_volume"),
     log:
         "logs/blockface/{block}/volume.log",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,13 @@ def run(args: argparse.Namespace) -> int:
     from histomri.core import InputError
     from histomri.core.errors import Problem
     from histomri.io.config import load_study
+    from histomri.io.records import read_metrics
 
     study = load_study(args.config)
     path = study.output / "evaluation" / "metrics.json"
     if not path.is_file():
         raise InputError(Problem(str(path), "the study has no results yet", f"run: histomri run {args.config}"))
-    print("\n".join(summary_lines(json.loads(path.read_text(encoding="utf-8")))))
+    print("\n".join(summary_lines(read_metrics(path))))
     print(f"report: {study.output / 'report' / 'index.html'}")
     return 0
 
@@ -38,9 +38,9 @@ def summary_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
     sections, tre, dice = (metrics.get(key) or {} for key in ("sections", "tre_mm", "mask_dice"))
     if sections:
         yield "sections: " + ", ".join(f"{sections[key]} {key}" for key in ("placed", "flagged", "lost") if key in sections)
-    if dice.get("median") is not None:
+    if None not in (dice.get("median"), dice.get("p10")):
         yield f"overlap of the tissue masks with the MRI (Dice): median {dice['median']:.3f}, 10th percentile {dice['p10']:.3f}"
-    if tre.get("n"):
+    if tre.get("n") and None not in (tre.get("median"), tre.get("p95"), tre.get("max")):
         yield (
             f"error at {tre['n']} landmarks (TRE): median {tre['median']:.3f} mm, 95 % within {tre['p95']:.3f} mm, "
             f"at most {tre['max']:.3f} mm"

@@ -132,7 +132,7 @@ def read_config(path: Path) -> dict[str, Any]:
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
         what = f"this is not YAML: {getattr(error, 'problem', None) or error}"
         raise InputError(Problem(where, what, "correct the line, mind its indentation")) from error
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         # PyYAML's own, over dates that no calendar has and the like
         what = f"this cannot be read as YAML ({type(error).__name__}: {error})"
         raise InputError(Problem(str(path), what, "correct it; put text in quotes")) from error

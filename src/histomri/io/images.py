@@ -135,7 +135,7 @@ def _open_zarr(path: Path) -> OpenImage:
         levels = {str(d["path"]): d for d in scales["datasets"]}
         name = next(iter(levels)) if node is group else path.name
         return _zarr_level(path, bounded(group[name]), scales, levels[name])
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except Exception as error:  # zarr and its codecs raise whatever they like on a damaged store
         what = f"is not an OME-Zarr image or a level of one that can be read ({type(error).__name__}: {error})"
@@ -200,6 +200,8 @@ class ZarrPixels:
         place = tuple(boxes.get(a, slice(None)) if a in [*self._space, "c"] else 0 for a in self._axes)
         try:
             block = np.asarray(self._array[place])
+        except MemoryError:
+            raise
         except Exception as error:  # codecs raise whatever they like on bad bytes
             what = f"its pixels cannot be read ({type(error).__name__}: {error})"
             raise _error(Path(str(self._array.store_path)), what, "copy the whole folder again") from error

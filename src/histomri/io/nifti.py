@@ -62,6 +62,8 @@ def _load(path: Path) -> Any:
         raise _error(path, "no such file", "correct the path")
     try:
         return nib.Nifti1Image.load(path) if not _is_nifti2(path) else nib.Nifti2Image.load(path)
+    except MemoryError:
+        raise
     except Exception as problem:  # nibabel raises half a dozen types, some of them bare
         raise _error(path, f"not a readable NIfTI file ({problem})", "export the volume again as .nii or .nii.gz") from problem
 
@@ -174,7 +176,7 @@ def _voxels(path: Path, image: Any) -> NDArray[Any]:
     proxy = image.dataobj
     try:
         raw = np.asarray(proxy.get_unscaled())
-    except (OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error) as problem:
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error) as problem:
         raise _error(
             path, f"the voxels cannot be read ({problem})", "the file is truncated or damaged: copy it again"
         ) from problem

@@ -8,6 +8,7 @@ exact sums, rounded only when written, so that rounding does not add up over the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from histomri.core import Grid, InputError
 from histomri.core.errors import Problem
+from histomri.io.memory import available_memory_mb
 from histomri.io.pyramid import PyramidWriter, Reading
 from histomri.io.shards import ArrayFiles, StoredLevel, write_pixels
 from histomri.io.zarr_layout import CODECS as CODECS
@@ -217,11 +219,25 @@ def read_pixels(store: str | Path, path: str) -> Pixels:
     folder = Path(store) / path
     try:
         layout = read_layout(folder)
-        found: Pixels = open_array(store, path)[...] if layout is None else StoredLevel(folder, layout).whole()
-        return found
+        if layout is None:
+            array = open_array(store, path)
+            _check_room(array.dtype, array.shape, array.chunks)
+            found: Pixels = array[...]
+            return found
+        _check_room(np.dtype(layout.dtype), layout.shape, (layout.channels, layout.chunk_px, layout.chunk_px))
+        return StoredLevel(folder, layout).whole()
+    except MemoryError:
+        raise
     except Exception as error:  # zarr and codecs raise whatever they like on a damaged store
         what = f"the stored pixels cannot be read ({type(error).__name__}: {error})"
         raise InputError(Problem(str(folder), what, "run the stage that makes them again")) from error
+
+
+def _check_room(dtype: np.dtype[Any], *shapes: Sequence[int]) -> None:
+    """Raise ``ValueError`` where an array of one of those shapes would not fit into memory."""
+    needed, most = max(math.prod(map(int, s)) for s in shapes) * dtype.itemsize / 1e6, available_memory_mb()
+    if needed > most:
+        raise ValueError(f"{needed:.0f} MB are read whole, {most:.0f} MB of memory are free")
 
 
 class ChannelsLast:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from tokenize import TokenError  # of NumPy, over the header of an array
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from histomri.transforms import Affine, DisplacementField
 from histomri.transforms.placement import Placement, Placements
 
 VERSION = 1
+DAMAGED = (OSError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, SyntaxError)
 
 
 def fields_file(path: Path) -> Path:
@@ -101,7 +103,7 @@ def read_placements(path: Path) -> Placements:
     path = Path(path)
     try:
         return _read(path)
-    except (OSError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as problem:
+    except (*DAMAGED, TokenError) as problem:
         what = f"cannot be read ({type(problem).__name__}: {problem})"
         raise InputError(Problem(str(path), what, "run the stage that makes it again")) from problem
 

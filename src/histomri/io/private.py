@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from histomri.core import InputError
 from histomri.io.atomic import write_json
 from histomri.io.publish import remove
+from histomri.io.slides.base import MOST_ASSOCIATED_PX, problem
 
 IMAGES = ("label", "macro", "thumbnail")
 # tried in this order, so that what concerns the patient never passes for less
@@ -78,6 +80,8 @@ def private_fields(path: Path) -> list[PrivateField]:
                 category = category or category_of(name)
                 if category and value.strip():
                     found.setdefault(name, PrivateField(name, category, value.strip()))
+        except MemoryError:
+            raise
         except Exception:  # readers raise whatever they like on files that are not theirs, or damaged
             continue
     return sorted(found.values(), key=lambda f: f.name)
@@ -159,49 +163,73 @@ def _picture_fields(path: Path) -> Iterator[Entry]:
                 yield f"exif.{names.get(code, code)}", str(value), None
 
 
-def keep(path: Path, dropped: Sequence[str], wanted: Sequence[str], folder: Path) -> tuple[list[str], list[PrivateField]]:
+def keep(
+    path: Path, dropped: Sequence[str], wanted: Sequence[str], folder: Path, most_px: int = MOST_ASSOCIATED_PX
+) -> tuple[list[str], list[PrivateField]]:
     """Copy what ``wanted`` names into ``folder``, which is emptied first and does not exist where nothing is kept.
 
     Images become ``<name>.png`` without any metadata, fields ``metadata.json`` ({name: value}). ``dropped`` are the file's
-    associated images. Returns the names of what was kept, and the private fields that were left behind.
+    associated images, copied up to ``most_px`` pixels. Returns the names of what was kept, and the private fields that were
+    left behind.
     """
     remove(folder)
     fields = private_fields(path)
     kept_fields = [f for f in fields if f.category in wanted]
-    images = [name for name in dropped if name in wanted and name in IMAGES and _copy_image(path, name, folder)]
+    images = [name for name in dropped if name in wanted and name in IMAGES and _copy_image(path, name, folder, most_px)]
     if kept_fields:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "metadata.json", {f.name: f.value for f in kept_fields})
     return [*images, *(f.name for f in kept_fields)], [f for f in fields if f.category not in wanted]
 
 
-def _copy_image(path: Path, name: str, folder: Path) -> bool:
-    """Write an associated image as a PNG of its pixels alone; False where it cannot be read."""
+def _copy_image(path: Path, name: str, folder: Path, most_px: int) -> bool:
+    """Write an associated image as a PNG of its pixels alone; False, and a line in the log, where it cannot be read."""
     from PIL import Image as Pillow
 
-    pixels = _associated(path, name)
-    if pixels is None:
+    try:
+        pixels = _associated(path, name, most_px)
+    except InputError as error:
+        print(f"not kept: {error}", flush=True)
+        return False
+    if pixels.dtype != "uint8" or pixels.ndim not in (2, 3):
         return False
     folder.mkdir(parents=True, exist_ok=True)
     Pillow.fromarray(pixels).save(folder / f"{name}.png")
     return True
 
 
-def _associated(path: Path, name: str) -> Any:
-    """Pixels of an associated image, (y, x, 3) or (y, x) uint8, by openslide or as a series of a TIFF; None without any."""
-    import numpy as np
+def _associated(path: Path, name: str, most_px: int) -> Any:
+    """Pixels of an associated image, (y, x, 3) or (y, x), by openslide or as a series of a TIFF.
+
+    Raises ``InputError`` where neither reads it, or it would take more than ``most_px`` pixels do.
+    """
+    reasons = []
+    for read in (_by_openslide, _by_tifffile):
+        try:
+            return read(path, name, most_px)
+        except MemoryError:
+            raise
+        except Exception as error:  # damaged, or not its own; decoders raise whatever they like on bad bytes
+            reasons.append(error)
+    known = [error for error in reasons if isinstance(error, InputError)]
+    raise (
+        known[0] if known else problem(path, f"its image {name!r} cannot be read ({reasons[-1]})", "leave it out of ingest.keep")
+    )
+
+
+def _by_openslide(path: Path, name: str, most_px: int) -> Any:
     import openslide
+
+    from histomri.io.slides.vendor import associated_pixels
+
+    with openslide.OpenSlide(str(path)) as slide:
+        return associated_pixels(slide, path, name, most_px)
+
+
+def _by_tifffile(path: Path, name: str, most_px: int) -> Any:
     import tifffile
 
-    try:
-        with openslide.OpenSlide(str(path)) as slide:
-            return np.asarray(slide.associated_images[name].convert("RGB"))
-    except Exception:  # damaged, or not openslide's
-        pass
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            series = next((s for s in tiff.series if s.name.lower() == name), None)
-            pixels = None if series is None else series.asarray()
-    except Exception:  # decoders raise whatever they like on bad bytes
-        return None
-    return pixels if pixels is not None and pixels.dtype == np.uint8 and pixels.ndim in (2, 3) else None
+    from histomri.io.slides.tiff import associated_pixels
+
+    with tifffile.TiffFile(path) as file:
+        return associated_pixels(path, name, next(s for s in file.series if s.name.lower() == name), most_px)

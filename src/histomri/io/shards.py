@@ -71,11 +71,13 @@ def _picture(codec: str) -> Encode:
     return encode
 
 
-def _planes_of(codec: str, data: bytes) -> Pixels:
-    """The pixels (c, y, x) of a chunk stored as a picture."""
+def _planes_of(codec: str, most: int, data: bytes) -> Pixels:
+    """The pixels (c, y, x) of a chunk stored as a picture, of no more than ``most`` pixels."""
     from histomri.io.picture_codecs import decode_picture
+    from histomri.io.slides.coded_size import coded_size
 
-    pixels = decode_picture(codec, data)
+    height, width = coded_size(data) or (0, 0)
+    pixels = decode_picture(codec, _claiming(data, height * width, most))
     if pixels.ndim == 2:
         return pixels
     height, width, channels = pixels.shape
@@ -84,20 +86,30 @@ def _planes_of(codec: str, data: bytes) -> Pixels:
     return planes
 
 
-def decoder(codec: str) -> Callable[[bytes], Any]:
-    """The function that undoes :func:`encoder`: the bytes of a chunk. It raises whatever the codec does on bad bytes."""
+def decoder(codec: str, chunk_bytes: int) -> Callable[[bytes], Any]:
+    """The function that undoes :func:`encoder`: a chunk that unfolds into ``chunk_bytes``, and no more.
+
+    It raises whatever the codec does on bad bytes, ``ValueError`` for those that would unfold into more.
+    """
     if codec == "none":
         return bytes
     if codec == "zstd":
         import imagecodecs
 
-        return imagecodecs.zstd_decode
+        return functools.partial(imagecodecs.zstd_decode, out=chunk_bytes)
     if codec in ("jpeg", "jpegxl"):
-        return functools.partial(_planes_of, codec)
+        return functools.partial(_planes_of, codec, chunk_bytes)
     import numcodecs
 
     decode: Callable[[bytes], Any] = numcodecs.Blosc().decode
-    return decode
+    return lambda data: decode(_claiming(data, int.from_bytes(data[4:8], "little"), chunk_bytes))
+
+
+def _claiming(data: bytes, claimed: int, most: int) -> bytes:
+    """The data, if they claim no more bytes or pixels than there may be. Raises ``ValueError``."""
+    if claimed > most:
+        raise ValueError(f"a chunk claims {claimed}, {most} at most were expected")
+    return data
 
 
 def room_for(chunk_bytes: int) -> int:
@@ -213,7 +225,8 @@ class StoredLevel:
         self.folder, self.layout, self.dtype = folder, layout, np.dtype(layout.dtype)
         self.shape = (layout.channels, *layout.shape[-2:])
         self.chunk_px = layout.chunk_px
-        self._decode = decoder(layout.codec)
+        self._chunk_bytes = self.shape[0] * self.chunk_px**2 * self.dtype.itemsize
+        self._decode = decoder(layout.codec, self._chunk_bytes)
 
     def whole(self) -> Pixels:
         """All pixels, of the array's shape."""
@@ -265,5 +278,7 @@ class StoredLevel:
             at, length = (int(n) for n in np.frombuffer(stream.read(16), "<u8"))
             if at == EMPTY:
                 return b""
+            if length > room_for(self._chunk_bytes):
+                raise ValueError(f"the shard's index has a chunk of {length} bytes")
             stream.seek(at)
             return stream.read(length)

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from histomri.core import Grid, InputError
 from histomri.core.errors import Problem
 from histomri.io.atomic import replacing
+from histomri.io.transform_text import TEXT_FILES, check_text
 from histomri.transforms import Affine, Chain, DisplacementField, Transform
 
 sitk: Any = SimpleITK
 Float = NDArray[np.float64]
 
 COVER_MAX_NODES = 1_000_000
-TEXT_FILES = (".tfm", ".txt")
 TRIAL_S = 60
 TRIAL_BYTES, DEFLATED_MOST = 1 << 28, 20
 TRIAL = """
@@ -192,10 +192,11 @@ def read_transform(path: Path, from_space: str = "", to_space: str = "") -> Tran
     Raises :class:`InputError` when it cannot be read or holds another kind of transform (a B-spline, for one).
     """
     try:
+        check_text(Path(path))
         steps = [_from_itk(itk) for itk in _flat(sitk.ReadTransform(str(path)))]
         if not steps:
             raise ValueError("it holds none")
-    except (RuntimeError, ValueError, OverflowError, MemoryError) as problem:
+    except (RuntimeError, ValueError, OverflowError) as problem:
         raise InputError(
             Problem(str(path), f"cannot be read as an ITK transform ({problem})", "run the stage mri again")
         ) from problem

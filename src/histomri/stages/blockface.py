@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 class BlockfaceSettings:
     """The ``blockface`` key of the config; see ``config/README.md`` for each field."""
 
+    max_photograph_px: int = 1 << 27
     align_px: int = 400
     max_motion_mm: float = 5.0
     even_light: bool = True
@@ -54,13 +55,13 @@ def build_volume(sections: Sequence[Section], block: Block, store: Path, manifes
                 "add the size of their pixels in mm to blocks.tsv",
             )
         )
-    small, failed = _read_small(shown, pixel, settings)
+    small, failed, size = _read_small(shown, pixel, settings)
     if not small:
         raise InputError(
             Problem(f"block {block.id!r}", "none of its photographs can be read", "check the column blockface in sections.tsv")
         )
     plan = _plan(small, settings)
-    grid, planes = _volume_grid(shown, small, pixel)
+    grid, planes = _volume_grid(shown, size, pixel)
     with whole(store) as partial:
         volume = _create(partial, block.id, grid, settings)
         for number, s in enumerate(shown, 1):
@@ -95,33 +96,24 @@ def _record(section: Section, plane: int, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _read_photo(path: Path) -> Any:
-    """RGB float32 in 0 to 1, (y, x, 3). Raises ``InputError`` for what cannot be read."""
-    import cv2
-
-    data = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-    if data is None:
-        raise InputError(Problem(str(path), "cannot be read as a photograph", "give a PNG, JPEG or TIFF"))
-    top = {"uint8": 255.0, "uint16": 65535.0}.get(str(data.dtype), 1.0)
-    return data[..., ::-1].astype(np.float32) / np.float32(top)
-
-
 def _read_small(
     sections: Sequence[Section], pixel: float, settings: BlockfaceSettings
-) -> tuple[dict[str, Image], list[dict[str, str]]]:
-    """Photographs at about ``align_px`` along their long side, and what could not be read or differs in size."""
+) -> tuple[dict[str, Image], list[dict[str, str]], tuple[int, int]]:
+    """Photographs at about ``align_px`` along their long side, what could not be read or differs in size, and their full size."""
     import cv2
 
+    from histomri.io.photographs import read_photograph
+
     out: dict[str, Image] = {}
-    failed, size = [], None
+    failed, size = [], (0, 0)
     for s in sections:
         assert s.blockface is not None
         try:
-            photo = _read_photo(s.blockface)
+            photo = read_photograph(s.blockface, settings.max_photograph_px)
         except InputError as error:
             failed.append({"section": s.id, "reason": str(error)})
             continue
-        size = size or photo.shape[:2]
+        size = size if out else photo.shape[:2]
         if photo.shape[:2] != size:
             failed.append({"section": s.id, "reason": f"photograph of {photo.shape[:2]} pixels among photographs of {size}"})
             continue
@@ -130,7 +122,7 @@ def _read_small(
         padded = np.pad(photo, [(0, shape[0] * factor - size[0]), (0, shape[1] * factor - size[1]), (0, 0)], mode="edge")
         data = cv2.resize(padded, shape[::-1], interpolation=cv2.INTER_AREA) if factor > 1 else photo
         out[s.id] = Image(Grid(size, np.array([pixel, pixel])).downsample(factor), data, ("red", "green", "blue"))
-    return out, failed
+    return out, failed, size
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,16 +185,13 @@ def _background(small: dict[str, Image], ever: Any) -> Any:
     return ~ever & (median > 0.55 * level) & (median < 1.6 * level)
 
 
-def _volume_grid(shown: Sequence[Section], small: dict[str, Image], pixel: float) -> tuple[Grid, dict[str, int]]:
+def _volume_grid(shown: Sequence[Section], size: tuple[int, int], pixel: float) -> tuple[Grid, dict[str, int]]:
     """The volume's grid over all positions at their usual spacing, and each section's plane in it."""
     positions = np.array([s.position_mm for s in shown])
     steps = np.diff(np.unique(positions))
     step = float(np.median(steps)) if len(steps) else 1.0
     planes = {s.id: round((s.position_mm - positions.min()) / step) for s in shown}
-    first = next(s.blockface for s in shown if s.id in small)
-    assert first is not None
-    height, width = _read_photo(first).shape[:2]
-    grid = Grid((max(planes.values()) + 1, height, width), np.array([step, pixel, pixel]), np.array([positions.min(), 0.0, 0.0]))
+    grid = Grid((max(planes.values()) + 1, *size), np.array([step, pixel, pixel]), np.array([positions.min(), 0.0, 0.0]))
     return grid, planes
 
 
@@ -217,10 +206,11 @@ def _write_plane(volume: VolumeStore, plane: int, section: Section, plan: Plan, 
     """One photograph on the common frame, its light evened, and its cut surface: one interpolation of its pixels."""
     import cv2
 
+    from histomri.io.photographs import read_photograph
     from histomri.registration.photographs import cut_surface, even_light, tissue_cue
 
     assert section.blockface is not None
-    photo = _read_photo(section.blockface)
+    photo = read_photograph(section.blockface, settings.max_photograph_px)
     shape = photo.shape[:2]
     grid = Grid(shape, volume.spec.grid.spacing_mm[1:])
     matrix = grid.world_to_index @ plan.alignments[section.id].matrix @ grid.index_to_world

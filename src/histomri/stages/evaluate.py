@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from histomri.evaluation.summary import summarise
 from histomri.io.atomic import replacing, write_json
 from histomri.io.graph import read_graph
 from histomri.io.placements import at_placed_positions, read_placements
+from histomri.io.records import read_pose_record
 from histomri.io.sections import SectionManifest
 from histomri.io.tables import read_table
 from histomri.stages.contact_sheets import BETWEEN
@@ -109,7 +109,7 @@ def _judge(
     placed = read_block(block, sections, manifests, placements, settings.spacing_mm, settings.max_pixels)
     here = at_placed_positions((s for s in sections if s.block == block.id), placed.placements)
     own = tuple(sorted(here, key=lambda s: (s.position_mm, s.id)))
-    pose = json.loads(earlier[1].read_text(encoding="utf-8")) if earlier[1] else {}
+    pose = read_pose_record(earlier[1]) if earlier[1] else {}
     measures: dict[str, SectionMeasures] = {}
     smoothness: dict[str, float] = {}
     if placed.grid is not None:

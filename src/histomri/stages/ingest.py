@@ -7,7 +7,7 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,6 +24,7 @@ from histomri.io.pyramid import Reading, ReadTile
 from histomri.io.regions import FoundSection, sections_on
 from histomri.io.sections import SectionManifest, write_manifest
 from histomri.io.shards import encoder, room_for
+from histomri.io.slides.base import MOST_ASSOCIATED_PX
 from histomri.stages.focus import add_quality
 from histomri.stages.stains import add_stains, check_stains
 from histomri.stages.tissue import MaskSettings, add_tissue
@@ -112,7 +113,7 @@ def ingest_section(
             remove(partial)
             record = placeholder(section, partial, settings, pixel_size_mm, error)
         record = replace(record, store=store, content_sha256=content_sha256(partial, digests))
-    record = without_private(record, section, settings.keep, kept)
+    record = without_private(record, section, settings, kept)
     write_manifest(manifest, record)
     return record
 
@@ -189,11 +190,11 @@ def reading_of(slide: slides.Slide, corner: tuple[int, int], threads: int, progr
     return Reading(tile, slide.block_px, threads, progress, read_planes=None if slide.block_px else planes)
 
 
-def without_private(record: SectionManifest, section: Section, wanted: Sequence[str], folder: Path) -> SectionManifest:
-    """The manifest with the names of what the file says about people, places and times; ``wanted`` of it goes to ``folder``."""
+def without_private(record: SectionManifest, section: Section, settings: IngestSettings, folder: Path) -> SectionManifest:
+    """The manifest with the names of what the file says about people, places and times; what is to be kept goes to ``folder``."""
     if record.status == "unreadable" or section.file is None:
         return record
-    kept, left = private.keep(section.file, record.dropped, wanted, folder)
+    kept, left = private.keep(section.file, record.dropped, settings.keep, folder, min(settings.max_plain_px, MOST_ASSOCIATED_PX))
     dropped = tuple(name for name in record.dropped if name not in kept)
     return replace(record, dropped=dropped, dropped_metadata=tuple(f.name for f in left), kept=tuple(kept))
 

@@ -353,17 +353,16 @@ def refine(
 
     Sections with ``guides`` to the MRI start from these and stay near them.
     """
-    import json
-
     import numpy as np
 
     from histomri.io.placements import read_placements, write_placements
+    from histomri.io.records import read_pose_record
     from histomri.registration.bending import TO_VOLUME
     from histomri.registration.slice_to_volume import Refinement, SliceToVolume
     from histomri.stages.by_hand import mri_guides
 
     placements = read_placements(placements_in)
-    found = json.loads(Path(pose).read_text(encoding="utf-8"))
+    found = read_pose_record(Path(pose))
     size = tissue_size_mm(sections, manifests)
     spacing = size / settings.work_px
     shared = {f.name: getattr(settings, f.name) for f in dataclasses.fields(Refinement) if hasattr(settings, f.name)}

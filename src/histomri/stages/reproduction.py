@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from histomri.core import InputError
-from histomri.core.errors import Problem
 from histomri.io.checksums import decoded, difference
 from histomri.io.config import Study, load_study
 from histomri.io.given import given_names
+from histomri.io.records import read_provenance
 from histomri.stages.provenance import file_record, lock_file, programs
 
 Record = Mapping[str, Any]
 # of the config, what names files
 SHEETS = ("sections", "blocks", "landmarks", "guides")
 HAS_CHANGED = "its values are others (the recorded file has changed since, and equals the new one)"
-NEEDED = ("study", "histomri", "packages", "python", "config", "inputs", "outputs")
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The record of an earlier run. Raises ``InputError`` where the file is none."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        what = f"a provenance.json was expected ({error})"
-        raise InputError(Problem(str(path), what, "name the one of a finished study")) from None
-    missing = [key for key in NEEDED if key not in record] if isinstance(record, dict) else list(NEEDED)
-    if missing:
-        what = f"a provenance.json of histomri was expected, there is no {', '.join(missing)} in it"
-        raise InputError(Problem(str(path), what, "name the one of a finished study"))
-    return dict(record)
+    """The record of an earlier run. Raises ``InputError`` where the file is none, or names results outside of its folder."""
+    return read_provenance(path)
 
 
 def recorded_study(record: Record, folder: Path) -> Study:

@@ -1,7 +1,8 @@
 """Spoiled files through every reader, in a process of its own with limits on time and memory.
 
 Each case ends well (``sound`` or ``refused`` in words of ours) or is a failure: another exception, a crash of the interpreter,
-a hang, memory far beyond what the file can hold. ``python -m histomri.testing.fuzz READER CASE`` repeats one case and shows
+a hang, memory far beyond what the file can hold or that ran out on the way, a write outside of ``kept`` and ``out`` beside the
+case. ``python -m histomri.testing.fuzz READER CASE`` repeats one case and shows
 its traceback.
 """
 
@@ -18,17 +19,16 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
-
 from histomri.core.errors import HistomriError
 from histomri.io.memory import peak_memory_mb
+from histomri.testing.fuzz_readers import PREPARE, READERS
+from histomri.testing.fuzz_watch import OutsideError, Watch, changes, listing
 from histomri.testing.mutants import write_mutant
 
 Case = tuple[str, int]
@@ -37,199 +37,13 @@ CASE_S = 20
 STUCK_S = 240
 # address space beyond what the libraries take, and memory that one case may touch (plain pictures are decoded whole)
 SPACE_MB, CASE_MB = 4096, 900
-MOST_PX = 1 << 22
 SEED = 20261128
+# of the folder of cases: where a reader may write, where cases lie, and what nobody may touch, the home of the worker
+OWN_FOLDERS = ("kept", "out")
+INSIDE, CANARY = "inside", "canary"
 LIBRARIES = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "BLOSC_NTHREADS"), "1")
 
 
-def read_slide(path: Path) -> None:
-    """A slide as `check`, `ingest` and `register` see it: facts, private fields, corners of every level."""
-    from histomri.io.private import private_fields
-    from histomri.io.slides import open_slide, probe
-    from histomri.io.tiff_chain import is_cut_off
-
-    private_fields(path)
-    is_cut_off(path)
-    with suppress(HistomriError):
-        probe(path)
-    with open_slide(path, None, MOST_PX, "sharpest") as slide:
-        for level, shape in enumerate(slide.info.levels or [slide.info.shape]):
-            for y, x in ((0, 0), (max(0, shape[0] - 50), max(0, shape[1] - 50))):
-                _read_box(slide, level, shape, (y, x))
-        planes = np.zeros((len(slide.info.channels), 64, 64), slide.info.dtype)
-        slide.read_planes(0, 0, min(64, slide.info.shape[0]), min(64, slide.info.shape[1]), planes)
-        assert min(slide.info.shape) > 0
-        assert slide.info.pixel_size_mm is None or min(slide.info.pixel_size_mm) > 0
-    _read_any(path)
-
-
-def _read_box(slide: Any, level: int, shape: tuple[int, int], corner: tuple[int, int]) -> None:
-    size = min(50, shape[0] - corner[0]), min(50, shape[1] - corner[1])
-    pixels = slide.read_region(*corner, *size, level)
-    assert pixels.shape == (*size, len(slide.info.channels)) and str(pixels.dtype) == slide.info.dtype
-
-
-def _read_any(path: Path) -> None:
-    """An image as `histomri register` opens it, a corner of its pixels."""
-    from histomri.io.images import open_image
-
-    opened = open_image(path)
-    corner = tuple(slice(0, 40) for _ in opened.image.grid.shape)
-    assert np.asarray(opened.image.data[corner]).shape[: opened.image.grid.ndim] == tuple(
-        min(40, n) for n in opened.image.grid.shape
-    )
-
-
-def read_kept(path: Path) -> None:
-    """What `ingest.keep` copies out of a slide, and the small image that several sections are found on."""
-    from histomri.io.private import IMAGES, keep
-    from histomri.io.regions import overview
-    from histomri.io.slides import open_slide
-
-    with open_slide(path, None, MOST_PX) as slide:
-        keep(path, slide.info.dropped, [*IMAGES, "operator"], path.parent / "kept")
-        if np.prod(slide.info.shape) < MOST_PX:
-            overview(slide, 64)
-        for name in slide.info.dropped:
-            slide.read_associated(name)
-
-
-def read_volume(path: Path) -> None:
-    """A NIfTI volume, its geometry alone and whole."""
-    from histomri.io.nifti import read_geometry, read_nifti
-
-    grid, _ = read_geometry(path)
-    assert np.isfinite(grid.index_to_world).all()
-    image = read_nifti(path)
-    assert image.data.shape[:3] == image.grid.shape
-    _read_any(path)
-
-
-def read_label(path: Path) -> None:
-    """The label of a store, as stages read it."""
-    from histomri.io.omezarr import read_pixels
-    from histomri.io.zarr_layout import group_attributes
-
-    group_attributes(path / "labels")
-    read_pixels(path, "labels/tissue/0")
-
-
-def read_annotations(path: Path) -> None:
-    """GeoJSON, mapped onto itself."""
-    from histomri.io import geojson
-
-    document = geojson.read_document(path)
-    for shape in geojson.shapes(path, document):
-        points = geojson.positions(shape, 2, densify=1.0)
-        if len(points) % 2:
-            geojson.give_reason(shape, "lost")
-        else:
-            geojson.replace_positions(shape, points)
-            geojson.give_error(shape, 0.5)
-    geojson.write_document(path.parent / "out" / "mapped.geojson", document)
-
-
-def read_points(path: Path) -> None:
-    """A table of points, mapped onto itself."""
-    from histomri.io import points
-
-    table = points.read_points(path)
-    found = table.coordinates(2)
-    points.write_points(path.parent / "out" / "mapped.csv", table, found, table.reasons(), errors_mm=table.errors_mm().tolist())
-
-
-def read_sections(path: Path) -> None:
-    """The sheet of sections; what it names must be safe as part of a path."""
-    from histomri.core.section import Stack
-    from histomri.io import sheets
-
-    found = sheets.read_sections(path, 0.5)
-    for section in found:
-        assert sheets.section_from_dict(sheets.section_to_dict(section)) == section
-        assert all(
-            Path("x", n).parent == Path("x") and not n.startswith((".", "-")) for n in (section.id, section.block, section.stain)
-        )
-    _ = [Stack(b, tuple(s for s in found if s.block == b)).used for b in {s.block for s in found}]
-
-
-def read_sheet(name: str) -> Callable[[Path], None]:
-    """Another sheet by the name of its reader."""
-
-    def read(path: Path) -> None:
-        from histomri.io import sheets
-
-        found: Any = {"blocks": sheets.parse_blocks, "landmarks": sheets.parse_landmarks, "guides": sheets.parse_guides}[name](
-            path
-        )
-        found.checked()
-
-    return read
-
-
-def read_study(path: Path) -> None:
-    """A config with sound sheets beside it, as the workflow reads it and as `histomri check` does."""
-    from histomri.io.check import check_study
-    from histomri.io.config import load_study
-    from histomri.testing.fuzz_seeds import BLOCKS, SECTIONS
-
-    (path.parent / "sections.tsv").write_text(SECTIONS.replace("r.tfm\ta", "\t"))
-    (path.parent / "blocks.tsv").write_text(BLOCKS)
-    assert check_study(path)
-    load_study(path)
-
-
-def read_given_transform(path: Path) -> None:
-    """An ITK transform file as a rough transform between sections."""
-    from histomri.io.by_hand import read_rough
-
-    transform = read_rough(path)
-    assert np.isfinite(transform.map(np.zeros((1, 2)))).all()
-
-
-def read_locked(path: Path) -> None:
-    """A lock whose JSON was changed by hand."""
-    import shutil
-
-    from histomri.core import Section
-    from histomri.io.by_hand import read_lock
-    from histomri.io.placements import fields_file
-
-    source = Path(os.environ["HISTOMRI_FUZZ_SEEDS"]) / "lock" / "lock.fields.npy"
-    shutil.copyfile(source, fields_file(path))
-    placement, _ = read_lock(Section("a", None, 0.5, "b", lock=path))
-    placement.block_to_section.map(np.zeros((2, 2)))
-
-
-def read_spaces(path: Path) -> None:
-    """A graph of spaces, and a point through it."""
-    from histomri.io.graph import read_graph
-    from histomri.io.transform_files import write_affine
-    from histomri.transforms import Affine
-
-    write_affine(path.parent / "block_to_a.tfm", Affine(np.eye(3)))
-    write_affine(path.parent / "mri_to_block.tfm", Affine(np.eye(4)))
-    graph = read_graph(path)
-    graph.map(np.zeros((1, 2)), "slide:a", "mri")
-
-
-READERS: dict[str, tuple[Callable[[Path], None], ...]] = {
-    "tiff": (read_slide, read_kept),
-    "svs": (read_slide, read_kept),
-    "picture": (read_slide, read_kept),
-    "nifti": (read_volume,),
-    "zarr": (read_slide, read_label),
-    "geojson": (read_annotations,),
-    "points": (read_points,),
-    "sections": (read_sections,),
-    "blocks": (read_sheet("blocks"),),
-    "landmarks": (read_sheet("landmarks"),),
-    "guides": (read_sheet("guides"),),
-    "config": (read_study,),
-    "transform": (read_given_transform,),
-    "hdf5": (read_given_transform,),
-    "lock": (read_locked,),
-    "graph": (read_spaces,),
-}
 # more where the formats are wider; each HDF5 file is read in a process of its own, which takes half a second
 SHARES = {
     "tiff": 24,
@@ -242,6 +56,10 @@ SHARES = {
     "sections": 6,
     "geojson": 6,
     "hdf5": 1,
+    "dicom": 6,
+    "photograph": 8,
+    "metrics": 2,
+    "found_pose": 2,
 }
 
 
@@ -265,36 +83,73 @@ def _too_long(number: int, frame: FrameType | None) -> None:
 def prepare(folder: Path, seeds: Path, reader: str, case: int) -> Path:
     """The file of a case, in ``folder``."""
     rng = random.Random(f"{SEED}:{reader}:{case}")
-    chosen = rng.choice(sorted(p for p in (seeds / reader).iterdir() if not p.name.endswith(".npy")))
+    chosen = rng.choice(sorted((seeds / reader).iterdir()))
     target = folder / f"case{''.join(chosen.suffixes)}"
     write_mutant(chosen, target, rng)
+    if reader in PREPARE:
+        PREPARE[reader](target)
     return target
 
 
-def outcome_of(reader: str, path: Path) -> str:
-    """``sound`` or ``refused``, or what went wrong, in a line."""
-    refused = False
+def outcome_of(reader: str, path: Path, watch: Watch, around: Path) -> str:
+    """``sound`` or ``refused``, or what went wrong, in a line. ``around`` holds the case and what no reader may touch."""
+    own = [path.parent / name for name in OWN_FOLDERS]
+    before, refused = listing(around, own), False
     for read in READERS[reader]:
-        before = _reset_peak()
-        signal.setitimer(signal.ITIMER_PROF, CASE_S)
-        try:
-            read(path)
-        except HistomriError as error:
-            refused = True
-            if not str(error).strip():
-                return "FAILED an error without words"
-        except _TooLongError:
-            return f"FAILED longer than {CASE_S} s"
-        except BaseException as error:
-            last = traceback.extract_tb(error.__traceback__)
-            own = [f for f in last if "histomri" in f.filename and "testing" not in f.filename] or last
-            text = str(error).replace("\n", " ")[:120]
-            return f"FAILED {type(error).__name__} in {Path(own[-1].filename).name}:{own[-1].lineno} {text}"
-        finally:
-            signal.setitimer(signal.ITIMER_PROF, 0)
-        if (grown := peak_memory_mb() - before) > CASE_MB:
-            return f"FAILED took {grown:.0f} MB"
+        said = _one_reading(read, path, watch, own)
+        if said.startswith("FAILED"):
+            return said
+        refused = refused or said == "refused"
+    if touched := changes(before, listing(around, own)):
+        return f"FAILED touched {_line(os.path.relpath(touched[0], path.parent))}"
     return "refused" if refused else "sound"
+
+
+def _one_reading(read: Callable[[Path], None], path: Path, watch: Watch, own: Sequence[Path]) -> str:
+    before, said = _reset_peak(), "sound"
+    signal.setitimer(signal.ITIMER_PROF, CASE_S)
+    try:
+        with watch.only(own):
+            read(path)
+    except HistomriError as error:
+        said = "refused" if str(error).strip() else "FAILED an error without words"
+        # memory that ran out is no reason to refuse: what took it was not bounded
+        said = "FAILED out of memory, taken for bad input" if ran_out_of_memory(error) else said
+    except _TooLongError:
+        said = f"FAILED longer than {CASE_S} s"
+    except OutsideError:
+        said = "FAILED"
+    except BaseException as error:
+        said = _failed(error)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    if watch.seen:  # also where somebody caught it
+        return f"FAILED wrote outside: {_line(watch.seen[0])}"
+    grown = peak_memory_mb() - before
+    return f"FAILED took {grown:.0f} MB" if grown > CASE_MB else said
+
+
+def _failed(error: BaseException) -> str:
+    last = traceback.extract_tb(error.__traceback__)
+    own = [f for f in last if "histomri" in f.filename and "testing" not in f.filename] or last
+    return f"FAILED {type(error).__name__} in {Path(own[-1].filename).name}:{own[-1].lineno} {_line(str(error))}"
+
+
+def _line(text: str) -> str:
+    return ascii(text[:120])[1:-1]
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or one that it was raised over, is a ``MemoryError``."""
+    pending, seen = [error], set()
+    while pending:
+        found = pending.pop()
+        if id(found) not in seen:
+            seen.add(id(found))
+            pending += [e for e in (found.__cause__, found.__context__) if e is not None]
+            if isinstance(found, MemoryError):
+                return True
+    return False
 
 
 def _reset_peak() -> float:
@@ -316,10 +171,11 @@ def _serve(seeds: Path, folder: Path, cases: list[Case]) -> None:
     own, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):  # libraries' own words
         os.dup2(nowhere, stream)
+    watch = Watch()
     for at, (reader, case) in enumerate(cases):
         os.write(own, f"case {at}\n".encode())
-        path = prepare(folder / reader, seeds, reader, case)
-        os.write(own, f"{outcome_of(reader, path)}\n".encode())
+        path = prepare(folder / INSIDE / reader, seeds, reader, case)
+        os.write(own, f"{outcome_of(reader, path, watch, folder)}\n".encode())
 
 
 # ---------------------------------------------------------------- all cases, in the caller
@@ -343,12 +199,15 @@ class Tally:
 def run_cases(counts: Mapping[str, int], seeds: Path, folder: Path) -> dict[str, Tally]:
     """Run the cases 0 to count of each reader; a worker that crashes or hangs fails its case, another goes on behind it.
 
-    Files are made in ``folder``, which must be new; readers may write to ``kept`` and ``out`` in their parts of it alone.
+    Files are made in ``folder``, which must be new; readers may write to ``kept`` and ``out`` beside their case alone. A folder
+    that nobody may touch, the canary, lies where ``..`` leads from there.
     """
     tallies = {reader: Tally(reader) for reader in counts}
     left = [(reader, case) for reader, count in counts.items() for case in range(count)]
     for reader in counts:
-        (folder / reader).mkdir(parents=True)
+        (folder / INSIDE / reader).mkdir(parents=True)
+    (folder / CANARY).mkdir()
+    (folder / CANARY / "file").write_text("untouched")
     while left:
         left = left[_run_worker(tallies, left, seeds, folder) :]
     return tallies
@@ -357,9 +216,10 @@ def run_cases(counts: Mapping[str, int], seeds: Path, folder: Path) -> dict[str,
 def _run_worker(tallies: Mapping[str, Tally], cases: list[Case], seeds: Path, folder: Path) -> int:
     """One worker until it ends; returns how many of the cases it came to."""
     line = [sys.executable, "-c", "from histomri.testing.fuzz import serve; serve()", str(seeds), str(folder)]
-    surroundings = {**os.environ, **LIBRARIES, "HISTOMRI_FUZZ_SEEDS": str(seeds)}
+    surroundings = {**os.environ, **LIBRARIES, "HISTOMRI_FUZZ_SEEDS": str(seeds), "HOME": str(folder / CANARY)}
+    surroundings["PYTHONDONTWRITEBYTECODE"] = "1"
     at, is_open = -1, False
-    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=surroundings, cwd=folder) as worker:
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=surroundings, cwd=folder / INSIDE) as worker:
         assert worker.stdin is not None
         worker.stdin.write(json.dumps(cases).encode())
         worker.stdin.close()
@@ -411,7 +271,8 @@ def main() -> None:
         folder = Path(name)
         os.environ["HISTOMRI_FUZZ_SEEDS"] = str(folder / "seeds")
         make_seeds(folder / "seeds")
-        path = prepare(folder, folder / "seeds", reader, case)
+        (folder / INSIDE).mkdir()
+        path = prepare(folder / INSIDE, folder / "seeds", reader, case)
         for read in READERS[reader]:
             try:
                 read(path)

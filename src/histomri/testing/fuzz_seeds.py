@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from histomri.io.placements import write_placements
 from histomri.io.pyramid import Reading
 from histomri.io.transform_files import write_affine, write_chain_2d
 from histomri.testing.big_slide import BigSlide, write_big_slide
+from histomri.testing.dicom_slide import DicomSlide, write_dicom_slide
 from histomri.transforms import Affine, Chain, DisplacementField
 from histomri.transforms.placement import Placement, Placements
 
@@ -71,6 +75,40 @@ GEOJSON: dict[str, Any] = {
         },
     ],
 }
+_ARRAY = {"shape": [6], "dtype": "float32", "sha256": "0" * 64}
+PROVENANCE: dict[str, Any] = {
+    "study": "fuzz",
+    "written_at": "2026-11-29T10:00:00+00:00",
+    "command": "histomri run config.yaml",
+    "histomri": {"version": "0.1.0", "git_revision": None, "code": {"stack/solve": "0"}},
+    "python": "3.11.0",
+    "packages": {"numpy": "2.0.0"},
+    "lock": None,
+    "machine": {"system": "Linux", "cores": 2, "memory_gb": 8.0, "threads": None},
+    "seeds": {"engine": 0},
+    "config": {"study": "fuzz", "sections": "sections.tsv", "output": "out", "section_spacing_mm": 0.5, "stack": {"reach": 3}},
+    "study_folder": "..",
+    "inputs": {"sections.tsv": {"bytes": 3, "sha256": "0" * 64}, "elsewhere/a.tif": {"content_sha256": "0" * 64}},
+    "outputs": {
+        "stack/b/placements.json": {"bytes": 3, "sha256": "0" * 64, "arrays": {"numbers": _ARRAY, "words": _ARRAY}},
+        "sections/a.ome.zarr": {"content_sha256": "0" * 64},
+    },
+}
+METRICS: dict[str, Any] = {
+    "study": "fuzz",
+    "sections": {"total": 3, "placed": 2, "flagged": 1, "lost": 1, "mirrored": 0},
+    "tre_mm": {"n": 120, "median": 0.2, "mean": 0.2, "p95": 0.45, "max": 0.8},
+    "mask_dice": {"median": 0.97, "p10": 0.9},
+}
+POSE: dict[str, Any] = {
+    "block": "b",
+    "mri_to_block": [[1, 0, 0, 2.5], [0, 0.8, -0.6, 0], [0, 0.6, 0.8, -3], [0, 0, 0, 1]],
+    "confidence": 0.93,
+    "metrics": {"nmi": 1.2, "mask_dice": 0.9, "mirrored": False},
+    "candidates": [],
+    "sections_as": "neighbours",
+}
+LOCK = "sound_lock"
 OME = """\
 <?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0">
 <Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="90" SizeY="70" SizeC="2" SizeZ="3" SizeT="1"
@@ -103,9 +141,17 @@ def make_seeds(folder: Path) -> dict[str, list[Path]]:
         "transform": _transforms,
         "hdf5": _hdf5,
         "lock": _locks,
+        "fields": _fields,
         "graph": _graph,
+        "pose": _poses,
+        "dicom": _dicom,
+        "photograph": _photographs,
+        "provenance": _json("provenance.json", PROVENANCE),
+        "metrics": _json("metrics.json", METRICS),
+        "found_pose": _json("pose.json", POSE),
     }
     found = {}
+    write_lock(folder / LOCK)
     for reader, make in makers.items():
         own = folder / reader
         own.mkdir(parents=True)
@@ -151,7 +197,23 @@ def _tiffs(folder: Path) -> list[Path]:
 
 def _svs(folder: Path) -> list[Path]:
     write_big_slide(folder / "a.svs", BigSlide((300, 260), tile_px=64, textures=2))
-    return [folder / "a.svs"]
+    write_labelled_slide(folder / "labelled.svs")
+    return sorted(folder.iterdir())
+
+
+def write_labelled_slide(path: Path, thumbnail: tuple[int, int] = (90, 80)) -> None:
+    """A small SVS with thumbnail, label and macro, as Aperio's scanners write them."""
+    said, strips = "Aperio Image Library v11\n", {"rowsperstrip": 16, "compression": "jpeg"}
+    whole = {"tile": (64, 64), "compression": "jpeg", "description": said + "260x300 (64x64) JPEG/RGB Q=70|AppMag = 20|MPP = 0.5"}
+    ways: list[tuple[tuple[int, int], dict[str, Any]]] = [
+        ((300, 260), whole),
+        (thumbnail, {**strips, "description": said}),
+        ((48, 40), {"compression": "lzw", "subfiletype": 1, "description": said + "label 40x48"}),
+        ((40, 100), {**strips, "subfiletype": 9, "description": said + "macro 100x40"}),
+    ]
+    with tifffile.TiffWriter(path) as writer:
+        for shape, options in ways:
+            writer.write(picture((*shape, 3)), photometric="rgb", metadata=None, **options)
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -243,14 +305,77 @@ def _transforms(folder: Path) -> list[Path]:
 def _hdf5(folder: Path) -> list[Path]:
     write_affine(folder / "a.h5", TURN)
     write_chain_2d(folder / "chain.h5", Chain((TURN, _field())))
+    write_affine(folder / "pose.h5", Affine(np.eye(4)))
     return sorted(folder.iterdir())
 
 
-def _locks(folder: Path) -> list[Path]:
-    """A record of placements: the JSON is what is spoiled, the displacements stay as they are."""
+def write_lock(folder: Path) -> None:
+    """A sound lock, of which one half or the other is spoiled."""
+    folder.mkdir(parents=True)
     placement = Placement("a", 0.5, Affine(np.eye(3), "block:b", "section:a"), _field(), ("flag",), 0.9, {"ncc": 0.5})
     write_placements(folder / "lock.json", Placements("b", {"a": placement}, Affine(np.eye(4), "mri", "block:b"), {}))
-    return [folder / "lock.json"]
+
+
+def _locks(folder: Path) -> list[Path]:
+    return [Path(shutil.copy(folder.parent / LOCK / "lock.json", folder))]
+
+
+def _fields(folder: Path) -> list[Path]:
+    return [Path(shutil.copy(folder.parent / LOCK / "lock.fields.npy", folder))]
+
+
+def write_lock_parts(path: Path, sound: Path) -> None:
+    """What a spoiled half of a lock needs beside it: its displacements, or a JSON with the checksum that the spoiled ones have.
+
+    With the checksum of the sound ones they would be refused before anything is read of them.
+    """
+    fields, record = path.with_name("case.fields.npy"), path.with_name("case.json")
+    if path != fields:
+        shutil.copyfile(sound / "lock.fields.npy", fields)
+        return
+    content = json.loads((sound / "lock.json").read_text(encoding="utf-8"))
+    with suppress(Exception):  # NumPy raises whatever it likes; then no checksum matters
+        values = np.load(fields, mmap_mode="r", allow_pickle=False)
+        content["fields_sha256"] = hashlib.sha256(values.tobytes()).hexdigest()
+    record.write_text(json.dumps(content), encoding="utf-8")
+
+
+def _poses(folder: Path) -> list[Path]:
+    turn = np.eye(4)
+    turn[:3, 3], turn[1:3, 1:3] = (1, -2, 3), ((0.8, -0.6), (0.6, 0.8))
+    write_affine(folder / "pose.tfm", Affine(turn))
+    versor = "#Insight Transform File V1.0\n#Transform 0\nTransform: VersorRigid3DTransform_double_3_3\n"
+    (folder / "versor.tfm").write_text(versor + "Parameters: 0.1 0.2 0 1 2 3\nFixedParameters: 0 0 0\n")
+    return sorted(folder.iterdir())
+
+
+def _dicom(folder: Path) -> list[Path]:
+    write_dicom_slide(folder / "series", picture((130, 150, 3)), DicomSlide(levels=2))
+    return [folder / "series"]
+
+
+def _photographs(folder: Path) -> list[Path]:
+    """As a camera or a photograph's program writes them; the plain pictures too."""
+    _pictures(folder)
+    rgb, deep = picture((*SHAPE, 3)), picture((*SHAPE, 3), "uint16")
+    ways: dict[str, tuple[Pixels, dict[str, Any]]] = {
+        "plain": (rgb, {}),
+        "strips": (rgb, {"rowsperstrip": 16, "compression": "lzw", "predictor": True}),
+        "tiles": (rgb, {"tile": (32, 32), "compression": "zlib"}),
+        "jpeg": (rgb, {"tile": (32, 32), "compression": "jpeg"}),
+        "deep": (deep, {"byteorder": ">"}),
+        "planar": (np.moveaxis(rgb, -1, 0), {"planarconfig": "separate"}),
+    }
+    for name, (pixels, options) in ways.items():
+        tifffile.imwrite(folder / f"{name}.tif", pixels, photometric="rgb", **options)
+    tifffile.imwrite(folder / "float.tif", picture(SHAPE, "float32"), photometric="minisblack")
+    tifffile.imwrite(folder / "bilevel.tif", picture(SHAPE) > 99, photometric="minisblack")
+    tifffile.imwrite(folder / "palette.tif", picture(SHAPE), photometric="palette", colormap=np.zeros((3, 256), np.uint16))
+    return sorted(folder.iterdir())
+
+
+def _json(name: str, content: Any) -> Any:
+    return _sheet(name, json.dumps(content))
 
 
 def _graph(folder: Path) -> list[Path]:

@@ -182,7 +182,7 @@ def write_mutant(seed: Path, target: Path, rng: random.Random) -> None:
 
 def _chosen(files: Sequence[Path], rng: random.Random) -> Sequence[Path]:
     metadata = [f for f in files if f.suffix == ".json" or f.name.startswith(".z")]
-    return [rng.choice(metadata if rng.random() < 0.6 else list(files)) for _ in range(rng.choice((1, 1, 2)))]
+    return [rng.choice(metadata if metadata and rng.random() < 0.6 else list(files)) for _ in range(rng.choice((1, 1, 2)))]
 
 
 def _change_inside(file: Path, rng: random.Random) -> None:

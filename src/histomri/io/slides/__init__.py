@@ -90,7 +90,7 @@ def _from_plugins(path: Path, channel: str | None) -> Slide | None:
     for entry in foreign_readers():
         try:
             slide: Slide | None = entry.load()(path, channel)
-        except InputError:
+        except (InputError, MemoryError):
             raise
         except Exception as error:
             remedy = f"update or remove the package that brings the reader {entry.name!r}"
@@ -117,6 +117,8 @@ def _open_pyramid(path: Path, head: bytes, channel: str | None, plane: int) -> S
         raise
     except (openslide.OpenSlideError, tifffile.TiffFileError, OSError) as error:
         raise unsupported(path, head, str(error).removeprefix(f"Reading {path}: ")) from error
+    except MemoryError:
+        raise
     except Exception as error:
         # tifffile and openslide trip in many ways over the structure of a damaged file
         raise unsupported(path, head, f"{type(error).__name__}: {error}") from error

@@ -25,6 +25,8 @@ JPEG_END = b"\xff\xd9"
 # resolutions that programs write when they know none; a slide scanned at exactly one of these needs its size in the sheet
 PRINT_DPI = (72.0, 90.0, 96.0, 100.0, 120.0, 150.0, 200.0, 300.0)
 PLAUSIBLE_MM = (1e-5, 1.0)
+# label, macro and thumbnail are decoded whole; scanners write a few million pixels
+MOST_ASSOCIATED_PX = 1 << 26
 READABLE = "SVS, NDPI, MRXS, SCN, tiled TIFF, TIFF, OME-TIFF, QPTIFF, OME-Zarr, PNG or JPEG"
 
 
@@ -72,10 +74,10 @@ class Slide(ABC):
         """Fill the corner of contiguous ``planes`` (c, y, x) with the level-0 pixels of a box."""
         split_planes(self.read_region(y, x, height, width), (0, 0, height, width), planes, (0, 0))
 
-    def read_associated(self, name: str) -> Pixels:
+    def read_associated(self, name: str, most_px: int = MOST_ASSOCIATED_PX) -> Pixels:
         """Pixels (y, x[, c]) of one of the images named in ``info.dropped``.
 
-        Raises ``KeyError`` for another name, ``InputError`` where it does not decode.
+        Raises ``KeyError`` for another name, ``InputError`` where it does not decode, or takes more than ``most_px`` pixels do.
         """
         raise KeyError(name)
 
@@ -127,10 +129,24 @@ def problem(path: Path, what: str, remedy: str) -> InputError:
     return InputError(Problem(str(path), what, remedy))
 
 
+def check_associated(path: Path, name: str, size_bytes: int, most_px: int) -> None:
+    """Raise ``InputError`` where an image beside the slide's own unfolds into more bytes than RGBA of ``most_px`` pixels."""
+    if size_bytes > (most := 4 * most_px):
+        what = (
+            f"its image {name!r} would take {size_bytes / 1e6:.0f} MB; such images are decoded whole, up to {most / 1e6:.0f} MB"
+        )
+        raise problem(path, what, "leave it out of ingest.keep, or raise ingest.max_plain_px where that is less than the default")
+
+
 def read_image(path: Path, name: str, read: Callable[[], Any]) -> Pixels:
-    """What ``read`` gives of one of a file's images. Raises ``InputError`` where it does not decode."""
+    """What ``read`` gives of one of a file's images. Raises ``InputError`` where it does not decode.
+
+    Memory that is short is no damage, here and in all readers: the job fails, and on a cluster is tried again with more.
+    """
     try:
         return np.asarray(read())
+    except MemoryError:
+        raise
     except Exception as error:  # decoders raise whatever they like on bad bytes
         what = f"its image {name!r} cannot be read ({type(error).__name__}: {error})"
         raise problem(path, what, "copy it again from the scanner") from error

@@ -1,6 +1,6 @@
 """The size that a coded picture claims, from its first bytes: a tile of a slide must not unfold into a picture of gigapixels.
 
-JPEG, deflate, LZW and zstd need no such look: their decoders are told how much is expected. These decode what the data says.
+Deflate, LZW and zstd need no such look: their decoders are told how much is expected. These decode what the data says.
 """
 
 from __future__ import annotations
@@ -8,6 +8,9 @@ from __future__ import annotations
 import struct
 
 SIZE = tuple[int, int]
+JPEG = b"\xff\xd8"
+# no start of a frame: Huffman tables, an extension, arithmetic coding conditions
+JPEG_NO_FRAME = (0xC4, 0xC8, 0xCC)
 JPEG_2000 = b"\xff\x4f\xff\x51"
 JPEG_XL, JPEG_XL_BOX = b"\xff\x0a", b"\0\0\0\x0cJXL "
 JPEG_XL_HEAD = 11  # of its mark and its size at most
@@ -18,11 +21,13 @@ RATIOS = ((1, 1), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 
 
 def coded_size(data: bytes) -> SIZE | None:
-    """(height, width) of PNG, WebP, JPEG 2000, JPEG XL, JPEG XR and LERC data; None where it is none of them, or cut off."""
+    """(height, width) of PNG, JPEG, WebP, JPEG 2000, XL and XR, and LERC data; None where it is none of them, or cut off."""
     try:
         if data.startswith(b"\x89PNG"):
             width, height = struct.unpack_from(">II", data, 16)
             return height, width
+        if data.startswith(JPEG):
+            return _jpeg(data)
         if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
             return _webp(data)
         if (at := data[:1000].find(JPEG_2000)) >= 0:
@@ -37,6 +42,24 @@ def coded_size(data: bytes) -> SIZE | None:
         return _jpegxr(data) if data.startswith(JPEG_XR) else None
     except (struct.error, IndexError):
         return None
+
+
+def _jpeg(data: bytes) -> SIZE | None:
+    """From the frame's header (ITU T.81, B.2.2; JPEG-LS has a marker of its own); None where pixels begin before any."""
+    at = len(JPEG)
+    while data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:
+            at += 1
+            continue
+        if marker == 0xDA:
+            return None
+        if (0xC0 <= marker <= 0xCF and marker not in JPEG_NO_FRAME) or marker == 0xF7:
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            return height, width
+        alone = marker == 0x01 or 0xD0 <= marker <= 0xD8
+        at += 2 if alone else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None
 
 
 def _webp(data: bytes) -> SIZE:

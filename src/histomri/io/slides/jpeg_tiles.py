@@ -56,6 +56,8 @@ class JpegTiles:
             imagecodecs.jpeg8_decode(
                 data, tables=self._tables, colorspace=self._colours[0], outcolorspace=self._colours[1], out=place
             )
+        except MemoryError:
+            raise
         except Exception:  # decoders raise whatever they like on bad bytes
             return False
         return True

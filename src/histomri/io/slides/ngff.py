@@ -28,6 +28,8 @@ def metadata_of(path: Path) -> tuple[Any, dict[str, Any]]:
     try:
         group = zarr.open_group(str(path), mode="r")
         attributes = dict(group.attrs)
+    except MemoryError:
+        raise
     except Exception as error:  # zarr raises whatever it likes on a damaged store
         raise problem(path, f"is not a Zarr group that can be read ({type(error).__name__}: {error})", remedy) from error
     ome: Any = attributes.get("ome", attributes)
@@ -82,6 +84,8 @@ class ZarrSlide(Slide):
             raise problem(path, f"has axes {', '.join(self._axes)}", "store it with y and x last, as OME-Zarr asks for")
         try:
             self._arrays = [group[str(d["path"])] for d in scales["datasets"]]
+        except MemoryError:
+            raise
         except Exception as error:
             raise problem(path, f"lacks a level ({type(error).__name__}: {error})", "copy the whole folder again") from error
         _bound(path, self._arrays)
@@ -115,6 +119,8 @@ class ZarrSlide(Slide):
         key = tuple(place.get(axis, 0) for axis in self._axes)
         try:
             block = np.asarray(self._arrays[level][key])
+        except MemoryError:
+            raise
         except Exception:  # codecs raise whatever they like on bad bytes
             self._bad.add((level, y // max(1, self.block_px), x // max(1, self.block_px)))
             return np.zeros((height, width, len(self._chosen)), self.info.dtype)

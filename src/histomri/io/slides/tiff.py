@@ -20,12 +20,14 @@ import numpy as np
 
 from histomri.io.slides.base import (
     JPEG_END,
+    MOST_ASSOCIATED_PX,
     RGB,
     Pixels,
     Slide,
     SlideInfo,
     TileCache,
     channel_indices,
+    check_associated,
     checked_plane,
     pixel_size_from_density,
     problem,
@@ -207,6 +209,32 @@ def _is_reduced(first: Level, series: Any) -> bool:
     return bool(ratio > 1 and close and page.samplesperpixel == first.keyframe.samplesperpixel)
 
 
+def refuse_more_than(tile: tuple[int, int], data: bytes, keyframe: Any) -> None:
+    """Raise ``ValueError`` where a tile's own header claims a larger picture than the tile: its decoder would unfold it."""
+    claimed = coded_size(data) if int(keyframe.compression) != 1 else None
+    if claimed is not None and (claimed[0] > tile[0] or claimed[1] > tile[1]):
+        raise ValueError(f"the tile holds a picture of {claimed[1]} x {claimed[0]} pixels")
+
+
+def associated_pixels(path: Path, name: str, series: Any, most_px: int) -> Pixels:
+    """All pixels of a series of a TIFF, (y, x[, c]) for an image.
+
+    Raises ``InputError`` where they do not decode, or would take more than ``most_px`` pixels do.
+    """
+    check_associated(path, name, int(np.prod(series.shape, dtype=object)) * int(series.dtype.itemsize), most_px)
+    return read_image(path, name, lambda: _whole_series(series))
+
+
+def _whole_series(series: Any) -> Any:
+    """A series as an array, after a look at what each of its tiles claims to be."""
+    for page in (p for p in series.pages if p is not None):
+        tile = Level((page,)).tile
+        for at, count in zip(page.dataoffsets, page.databytecounts, strict=False):
+            page.parent.filehandle.seek(at)
+            refuse_more_than(tile, page.parent.filehandle.read(count), page.keyframe)
+    return series.asarray()
+
+
 def decoder_colours(page: Any) -> tuple[Any, Any] | None:
     """Colour spaces for decoding a page's JPEG tiles without tifffile's detours; None where it is not so simple."""
     import tifffile
@@ -338,10 +366,9 @@ class TiffSlide(Slide):
             missing += sum(at + length > size for at, length in zip(page.dataoffsets, page.databytecounts, strict=False))
         return missing
 
-    def read_associated(self, name: str) -> Pixels:
+    def read_associated(self, name: str, most_px: int = MOST_ASSOCIATED_PX) -> Pixels:
         """Pixels (y, x[, c]) of one of the images named in ``info.dropped``. Raises ``KeyError`` for another name."""
-        series = self._others()[name]
-        return read_image(self.info.path, name, series.asarray)
+        return associated_pixels(self.info.path, name, self._others()[name], most_px)
 
     def read_region(self, y: int, x: int, height: int, width: int, level: int = 0) -> Pixels:
         """Pixels (height, width, c) of a box inside a level."""
@@ -428,6 +455,8 @@ class TiffSlide(Slide):
             if is_whole:
                 return self._decode(page, key, self._own_tile(level))
             return self._cache.get(key, lambda: self._decode(page, key, None))
+        except MemoryError:
+            raise
         except Exception:  # decoders raise whatever they like on bad bytes
             self._bad.add(key)
             return None
@@ -452,9 +481,7 @@ class TiffSlide(Slide):
         if colours is not None and out is not None:
             decoded: Pixels = self._jpeg(data, tables=page.jpegtables, colorspace=colours[0], outcolorspace=colours[1], out=out)
             return decoded
-        claimed = coded_size(data) if int(keyframe.compression) not in (1, 7) else None
-        if claimed is not None and (claimed[0] > self._levels[level].tile[0] or claimed[1] > self._levels[level].tile[1]):
-            raise ValueError(f"the tile holds a picture of {claimed[1]} x {claimed[0]} pixels")
+        refuse_more_than(self._levels[level].tile, data, keyframe)
         found, _, shape = keyframe.decode(data, index, jpegtables=page.jpegtables, jpegheader=keyframe.jpegheader)
         if found is None:
             raise ValueError("an empty tile")

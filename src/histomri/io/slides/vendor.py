@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 
 from histomri.io.slides import dicom
-from histomri.io.slides.base import RGB, Pixels, Slide, SlideInfo, channel_indices, problem, read_image
+from histomri.io.slides.base import (
+    MOST_ASSOCIATED_PX,
+    RGB,
+    Pixels,
+    Slide,
+    SlideInfo,
+    channel_indices,
+    check_associated,
+    problem,
+    read_image,
+)
 
 RETRY_TILE_PX = 256
 
@@ -34,6 +44,19 @@ def info_of(slide: Any, path: Path) -> SlideInfo:
     levels = tuple((h, w) for w, h in slide.level_dimensions)
     dropped = tuple(sorted(slide.associated_images))
     return SlideInfo(path, (height, width), pixel_size, RGB, "uint8", reader, dropped, levels=levels)
+
+
+def associated_pixels(slide: Any, path: Path, name: str, most_px: int) -> Pixels:
+    """Pixels (y, x, 3) of an associated image of an open openslide handle. Raises ``KeyError`` for another name.
+
+    Raises ``InputError`` where it does not decode, or would take more than ``most_px`` pixels do.
+    """
+    # by the names: to ask the mapping itself whether it holds one would decode it
+    if name not in tuple(slide.associated_images):
+        raise KeyError(name)
+    sides = [int(slide.properties[f"openslide.associated.{name}.{side}"]) for side in ("width", "height")]
+    check_associated(path, name, 4 * sides[0] * sides[1], most_px)
+    return read_image(path, name, lambda: np.asarray(slide.associated_images[name].convert("RGB")))
 
 
 def on_white(rgba: Pixels, background: Pixels) -> Pixels:
@@ -95,24 +118,26 @@ class VendorSlide(Slide):
         beside = self._path.with_suffix("")
         return (self._path, *(sorted(f for f in beside.iterdir() if f.is_file()) if beside.is_dir() else ()))
 
-    def read_associated(self, name: str) -> Pixels:
+    def read_associated(self, name: str, most_px: int = MOST_ASSOCIATED_PX) -> Pixels:
         """Pixels (y, x, 3) of one of the images named in ``info.dropped``. Raises ``KeyError`` for another name."""
-        if name not in self._slide.associated_images:
-            raise KeyError(name)
-        return read_image(self._path, name, lambda: np.asarray(self._slide.associated_images[name].convert("RGB")))
+        # after an error a handle answers nothing more
+        with self._open() as slide:
+            return associated_pixels(slide, self._path, name, most_px)
 
     def read_region(self, y: int, x: int, height: int, width: int, level: int = 0) -> Pixels:
         """Pixels (height, width, c) of a box inside a level; at level 0, what cannot be read is tried again in small tiles.
 
-        Bad tiles are filled. Raises the openslide error where another level cannot be read.
+        Bad tiles are filled. Raises ``InputError`` where another level cannot be read.
         """
         import openslide
 
         try:
             pixels = self._read((y, x), (height, width), level)
-        except openslide.OpenSlideError:
+        except openslide.OpenSlideError as error:
             if level:
-                raise
+                with self._lock:
+                    self._slide = self._open()
+                raise problem(self._path, f"its level {level} cannot be read ({error})", "copy it again") from error
             pixels = self._rescue(y, x, height, width)
         return pixels[..., self._chosen]
 
