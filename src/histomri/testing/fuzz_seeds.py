@@ -96,6 +96,7 @@ PROVENANCE: dict[str, Any] = {
 }
 METRICS: dict[str, Any] = {
     "study": "fuzz",
+    "pose": {"b": {"confidence": 0.6, "warning": "its pose is in doubt"}, "c": None},
     "sections": {"total": 3, "placed": 2, "flagged": 1, "lost": 1, "mirrored": 0},
     "tre_mm": {"n": 120, "median": 0.2, "mean": 0.2, "p95": 0.45, "max": 0.8},
     "mask_dice": {"median": 0.97, "p10": 0.9},
