@@ -123,7 +123,7 @@ def test_another_version_of_a_package_redoes_what_computes_with_it_and_says_so(s
     (fake / "METADATA").write_text("Name: Jinja2\nVersion: 99.0\n")
     outcome = workflow.run(study / "config.yaml", "--dry-run", root=own_checkout)
     assert set(outcome.jobs) == EVALUATION
-    (said,) = [job.reasons for job in planned(outcome.text) if job.name == "report"]
+    (said,) = [job.reasons for job in planned(outcome.text) if job.name == "evaluate"]
     assert f"package jinja2: {version('jinja2')} -> 99.0" in said
 
 
