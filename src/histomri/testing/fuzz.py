@@ -20,6 +20,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -28,7 +29,7 @@ from typing import Any
 from histomri.core.errors import HistomriError
 from histomri.io.memory import peak_memory_mb
 from histomri.testing.fuzz_readers import PREPARE, READERS
-from histomri.testing.fuzz_watch import OutsideError, Watch, changes, listing
+from histomri.testing.fuzz_watch import OutsideError, Watch, changes
 from histomri.testing.mutants import write_mutant
 
 Case = tuple[str, int]
@@ -91,25 +92,25 @@ def prepare(folder: Path, seeds: Path, reader: str, case: int) -> Path:
     return target
 
 
-def outcome_of(reader: str, path: Path, watch: Watch, around: Path) -> str:
-    """``sound`` or ``refused``, or what went wrong, in a line. ``around`` holds the case and what no reader may touch."""
+def outcome_of(reader: str, path: Path, watch: Watch | None = None) -> str:
+    """``sound`` or ``refused``, or what went wrong, in a line; without ``watch``, wherever the reader writes."""
     own = [path.parent / name for name in OWN_FOLDERS]
-    before, refused = listing(around, own), False
+    before, refused = watch.listing(own) if watch else {}, False
     for read in READERS[reader]:
         said = _one_reading(read, path, watch, own)
         if said.startswith("FAILED"):
             return said
         refused = refused or said == "refused"
-    if touched := changes(before, listing(around, own)):
+    if watch and (touched := changes(before, watch.listing(own))):
         return f"FAILED touched {_line(os.path.relpath(touched[0], path.parent))}"
     return "refused" if refused else "sound"
 
 
-def _one_reading(read: Callable[[Path], None], path: Path, watch: Watch, own: Sequence[Path]) -> str:
+def _one_reading(read: Callable[[Path], None], path: Path, watch: Watch | None, own: Sequence[Path]) -> str:
     before, said = _reset_peak(), "sound"
     signal.setitimer(signal.ITIMER_PROF, CASE_S)
     try:
-        with watch.only(own):
+        with watch.only(own) if watch else nullcontext():
             read(path)
     except HistomriError as error:
         said = "refused" if str(error).strip() else "FAILED an error without words"
@@ -123,7 +124,7 @@ def _one_reading(read: Callable[[Path], None], path: Path, watch: Watch, own: Se
         said = _failed(error)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-    if watch.seen:  # also where somebody caught it
+    if watch and watch.seen:  # also where somebody caught it
         return f"FAILED wrote outside: {_line(watch.seen[0])}"
     grown = peak_memory_mb() - before
     return f"FAILED took {grown:.0f} MB" if grown > CASE_MB else said
@@ -171,11 +172,11 @@ def _serve(seeds: Path, folder: Path, cases: list[Case]) -> None:
     own, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):  # libraries' own words
         os.dup2(nowhere, stream)
-    watch = Watch()
+    watch = Watch(folder)
     for at, (reader, case) in enumerate(cases):
         os.write(own, f"case {at}\n".encode())
         path = prepare(folder / INSIDE / reader, seeds, reader, case)
-        os.write(own, f"{outcome_of(reader, path, watch, folder)}\n".encode())
+        os.write(own, f"{outcome_of(reader, path, watch)}\n".encode())
 
 
 # ---------------------------------------------------------------- all cases, in the caller

@@ -33,9 +33,13 @@ class OutsideError(BaseException):
 
 
 class Watch:
-    """One process's writes: refused and noted outside of the folders that :meth:`only` names, while it lasts."""
+    """One process's writes: refused and noted outside of the folders that :meth:`only` names, while it lasts.
 
-    def __init__(self) -> None:
+    ``around`` is the folder that holds what nobody may touch.
+    """
+
+    def __init__(self, around: Path) -> None:
+        self.around = around
         self.seen: list[str] = []
         self._allowed: tuple[Path, ...] | None = None
         # a hook cannot be taken away again; this one sleeps
@@ -49,6 +53,20 @@ class Watch:
             yield
         finally:
             self._allowed = None
+
+    def listing(self, left_out: Sequence[Path]) -> State:
+        """Size, time and number of every file and folder below :attr:`around`, by its path; links are not followed."""
+        found: State = {}
+        skipped, pending = {str(p) for p in left_out}, [str(self.around)]
+        while pending:
+            for entry in os.scandir(pending.pop()):
+                if entry.path in skipped:
+                    continue
+                state, is_folder = entry.stat(follow_symlinks=False), entry.is_dir(follow_symlinks=False)
+                # a folder's own time says no more than the names in it
+                found[entry.path] = (0,) if is_folder else (state.st_size, state.st_mtime_ns, state.st_ino)
+                pending += [entry.path] if is_folder else []
+        return found
 
     def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
         if self._allowed is None:
@@ -73,22 +91,6 @@ class Watch:
         # the link itself is what is removed or renamed, what it leads to is what is opened
         real = {Path(os.path.realpath(place)), Path(os.path.realpath(place.parent), place.name)}
         return all(any(r.is_relative_to(allowed) for allowed in self._allowed or ()) for r in real)
-
-
-def listing(folder: Path, left_out: Sequence[Path]) -> State:
-    """Size, time and number of every file and folder below ``folder``, by its path; links are not followed."""
-    found: State = {}
-    skipped = {str(p) for p in left_out}
-    pending = [str(folder)]
-    while pending:
-        for entry in os.scandir(pending.pop()):
-            if entry.path in skipped:
-                continue
-            state, is_folder = entry.stat(follow_symlinks=False), entry.is_dir(follow_symlinks=False)
-            # a folder's own time says no more than the names in it
-            found[entry.path] = (0,) if is_folder else (state.st_size, state.st_mtime_ns, state.st_ino)
-            pending += [entry.path] if is_folder else []
-    return found
 
 
 def changes(before: State, after: State) -> list[str]:
