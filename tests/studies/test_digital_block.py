@@ -73,7 +73,8 @@ def test_small_block_lies_where_it_was_cut(small: Run):
     check_sections(small)
     assert small.metrics["tre_mm"]["n"] >= 70
     assert small.metrics["tre_mm"]["median"] <= HALF_A_VOXEL * phantom.SMALL.mri_spacing_mm
-    assert small.metrics["tre_mm_unflagged"]["p95"] <= 0.6
+    # measured: 0.09 and 0.15 mm
+    assert small.metrics["tre_mm_unflagged"]["p95"] <= 0.3
 
 
 def test_small_block_counts_its_sections(small: Run):
@@ -94,9 +95,9 @@ def test_error_by_landmarks_is_the_error_by_the_truth(small: Run):
 def test_demo_with_another_seed(seed: int, tmp_path: Path, bench: ModuleType, run_study: Callable[..., None]):
     run = run_block(tmp_path / "block", replace(phantom.DEMO, seed=seed), bench, run_study, STUDY_TIMEOUT_S)
     assert run.metrics["tre_mm"]["n"] >= 100
-    # measured: 0.07 to 0.09 mm
+    # measured: 0.07 to 0.09 and 0.17 to 0.23 mm
     assert run.metrics["tre_mm"]["median"] <= HALF_A_VOXEL * phantom.DEMO.mri_spacing_mm
-    assert run.metrics["tre_mm"]["p95"] <= 0.6
+    assert run.metrics["tre_mm"]["p95"] <= 0.4
     check_sections(run)
 
 
