@@ -186,7 +186,8 @@ def write_lock(path: Path, placements: Placements, section: str) -> None:
     placement = placements.sections.get(section)
     if placement is None or not placement.is_placed:
         raise InputError(Problem(f"section {section}", "it has no place that could be kept", "lock sections that are placed"))
-    write_placements(path, Placements(placements.block, {section: placement}, placements.mri_to_block, {"lock": section}))
+    pose, bend = placements.mri_to_block, placements.plane_bend
+    write_placements(path, Placements(placements.block, {section: placement}, pose, {"lock": section}, bend))
 
 
 def read_lock(section: Section) -> tuple[Placement, Placements]:

@@ -128,7 +128,7 @@ def _measurer(placed: PlacedBlock, initial: Path | None, pose: Mapping[str, Any]
     pose_alone = Affine(np.array(pose["mri_to_block"])) if pose.get("mri_to_block") else None
     if initial is not None and pose_alone is not None:
         before = {s.id: s for s in place_all(placed.images, read_placements(initial), placed.grid, threads)}
-    now = placed.mri(placed.placements.mri_to_block)
+    now = placed.mri(placed.placements.pose)
     return BlockMeasurer(placed.grid, placed.sections, placed.placements, now, before, placed.mri(pose_alone), placed.images)
 
 
