@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histomri.core import Grid
-from histomri.transforms.displacement import DisplacementField
+from histomri.kernels.displacement import inverted_along
+from histomri.transforms.displacement import INVERSE_ITERATIONS, INVERSE_TOLERANCE_MM, DisplacementField
 
 Float = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -31,6 +32,7 @@ LEAST_SECTIONS = 8
 # a bend must bring the error at sections left out down to this share of what offset, scale and tilt leave
 GAIN = 0.8
 TUKEY = 4.685
+ROUNDS = 8
 # a steeper field along z could hardly be inverted
 STEEPEST = 0.5
 
@@ -95,7 +97,7 @@ class Lattice:
         """Node values (nodes,) by least squares, re-weighted with Tukey's weights."""
         weights, rough = self.weights(depths.points), stiffness * self.roughness
         trust, values = np.ones(len(depths.along_mm)), np.zeros(weights.shape[1])
-        for _ in range(12):
+        for _ in range(ROUNDS):
             normal = (weights * trust[:, None]).T @ weights / max(float(trust.sum()), 1.0)
             right = weights.T @ (trust * depths.along_mm) / max(float(trust.sum()), 1.0)
             values = np.linalg.solve(normal + rough + 1e-9 * np.eye(len(normal)), right)
@@ -132,11 +134,22 @@ class Bend:
         return f"{size}; at sections left out {before:.3f} -> {after:.3f} mm"
 
 
+def before_bend(bend: DisplacementField | None, points: Float) -> Float:
+    """The points (n, 3) that a bend takes to ``points``: what its inverse says, and much faster, since it moves along z alone."""
+    if bend is None:
+        return points
+    grid = bend.grid
+    along = np.ascontiguousarray(bend.values[..., 0] / grid.spacing_mm[0], np.float64)
+    tolerance = INVERSE_TOLERANCE_MM / float(grid.spacing_mm[0])
+    z = inverted_along(along, np.ascontiguousarray(grid.to_index(points)), tolerance, INVERSE_ITERATIONS)
+    return np.column_stack([grid.origin_mm[0] + z * grid.spacing_mm[0], points[:, 1:]])
+
+
 def bend_data(found: Sequence[tuple[int, Float, float]], bend: DisplacementField | None) -> Depths:
     """From section number, block point (z, y, x) and depth in mm of each part, measured under ``bend``."""
     here = np.array([p for _, p, _ in found], float).reshape(-1, 3)
     points = here + np.array([[d, 0.0, 0.0] for _, _, d in found]).reshape(-1, 3)
-    points = points if bend is None else bend.inverse().map(points)
+    points = before_bend(bend, points)
     return Depths(points, here[:, 0] - points[:, 0], np.array([i for i, _, _ in found], np.int64))
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from histomri.core import Grid, Image
 from histomri.kernels.interpolate import sample_3d
 from histomri.registration.pair import PairResult, align, prepare, register_pair, structure_score
+from histomri.registration.plane_bend import before_bend
 from histomri.registration.volume import SectionPixels
 from histomri.transforms import Affine, DisplacementField
 from histomri.transforms.placement import DOUBTFUL, Placement
@@ -106,8 +107,7 @@ def mri_plane(
     """The MRI and its mask, the channels of ``data`` (z, y, x, 2), on the block plane at ``position_mm``, bent by ``bend``."""
     yx = plane.points().reshape(-1, 2)
     points = np.concatenate([np.full((len(yx), 1), position_mm), yx], axis=1)
-    points = points if bend is None else bend.inverse().map(points)
-    out = sample_3d(data, block_to_index, points).reshape(*plane.shape, 2)
+    out = sample_3d(data, block_to_index, before_bend(bend, points)).reshape(*plane.shape, 2)
     return Image(plane, out[..., 0]), Image(plane, out[..., 1] >= 0.5)
 
 
