@@ -14,7 +14,7 @@ from histomri.core import Block, InputError, Section
 from histomri.core.errors import Problem, named
 from histomri.io.placements import read_placements, write_placements
 from histomri.io.sheets import Parsed, SectionGuide
-from histomri.transforms import Affine
+from histomri.transforms import Affine, Chain, DisplacementField
 from histomri.transforms.placement import Placement, Placements
 
 Float = NDArray[np.float64]
@@ -164,6 +164,9 @@ def read_pose(block: Block) -> Affine:
     assert block.pose is not None
     remedy = "give a 3D affine (ITK, mm) from the MRI to the block, such as transforms/BLOCK/mri_to_block.tfm of a finished run"
     pose = _read_given(block.pose, remedy)
+    if isinstance(pose, Chain) and [type(step) for step in pose.steps] == [Affine, DisplacementField]:
+        # of a block with bent planes (``mri_to_block.h5``): how they are bent is found anew
+        pose = pose.steps[0]
     if pose.ndim != 3 or not isinstance(pose, Affine):
         raise InputError(Problem(str(block.pose), "a 3D affine was expected, it holds another transform", remedy))
     scales = np.linalg.svd(pose.linear, compute_uv=False)

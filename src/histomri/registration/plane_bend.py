@@ -133,6 +133,10 @@ class Bend:
         size = f"bent by {self.rms_mm:.3f} mm rms, {self.largest_mm:.3f} at most"
         return f"{size}; at sections left out {before:.3f} -> {after:.3f} mm"
 
+    def record(self) -> dict[str, float]:
+        """For the quality of the placements."""
+        return {"plane_bend_rms_mm": round(self.rms_mm, 4), "plane_bend_largest_mm": round(self.largest_mm, 4)}
+
 
 def before_bend(bend: DisplacementField | None, points: Float) -> Float:
     """The points (n, 3) that a bend takes to ``points``: what its inverse says, and much faster, since it moves along z alone."""

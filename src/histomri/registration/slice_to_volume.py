@@ -76,7 +76,7 @@ class SliceToVolume:
         self.pixels = {k: p for k, p in pixels.items() if k in placements and placements[k].is_placed}
         self.placements = dict(placements)
         self.block_to_mri = block_to_mri
-        self.bend = bend
+        self.bend, self.bend_record = bend, dict[str, float]()
         self.settings = settings
         self.mri_grid = mri[0].grid
         self.mri_data = np.stack([np.asarray(mri[0].data, np.float32), np.asarray(mri[1].data, np.float32)], axis=-1)
@@ -272,6 +272,8 @@ class SliceToVolume:
         after = self._plane_score(asked)
         if after < before:
             self.bend = kept
+        else:
+            self.bend_record = bend.record()
         progress(f"planes: {bend.in_words()}, score {before:.4f} -> {after:.4f}")
         return after >= before
 
@@ -307,4 +309,4 @@ class SliceToVolume:
         """All placements and the pose as MRI to block."""
         pose, bend = Affine(np.asarray(np.linalg.inv(self.block_to_mri), np.float64), "mri", f"block:{block}"), self.bend
         named = None if bend is None else DisplacementField(bend.grid, bend.values, f"block:{block}", f"block:{block}")
-        return Placements(block, self.placements, pose, quality, named)
+        return Placements(block, self.placements, pose, quality | self.bend_record, named)

@@ -301,7 +301,8 @@ def _counts(judged: Sequence[_Judged]) -> dict[str, int]:
 def _pose_summary(judged: _Judged) -> dict[str, Any] | None:
     if not judged.pose:
         return None
-    return {key: judged.pose.get(key) for key in ("confidence", "metrics", "given_by")}
+    bend = {k: v for k, v in judged.block.placements.quality.items() if k.startswith("plane_bend")}
+    return {key: judged.pose.get(key) for key in ("confidence", "metrics", "given_by")} | bend
 
 
 def _cell(value: Any) -> str:
