@@ -15,7 +15,7 @@ from histomri.io.check import check_study
 from histomri.io.config import load_study
 from histomri.io.placements import read_placements, write_placements
 from histomri.io.sheets import guide_from_dict, guide_to_dict, parse_guides
-from histomri.io.transform_files import write_affine
+from histomri.io.transform_files import write_affine, write_chain
 from histomri.transforms import Affine, DisplacementField
 from histomri.transforms.placement import Placement, Placements
 
@@ -205,6 +205,16 @@ def test_a_pose_is_read_and_one_without_an_mri_refused(study: Path) -> None:
     np.testing.assert_allclose(read_pose(load_study(study / "config.yaml").block("b")).matrix, matrix, atol=1e-12)
     write(study, "blocks.tsv", "block\tmri\tpose\nb\tmri.nii.gz\t\nc\t\tpose.tfm\n")
     assert "a pose is given without an MRI" in refused(study)
+
+
+def test_the_pose_of_a_finished_run_is_its_affine_where_its_planes_were_bent(study: Path) -> None:
+    matrix = np.diag([1.1, 1.0, 0.9, 1.0])
+    bend = DisplacementField(Grid((2, 2, 2), 9.0), 0.1 * np.ones((2, 2, 2, 3)))
+    write_chain(study / "pose.h5", bend @ Affine(matrix))
+    write(study, "blocks.tsv", "block\tmri\tpose\nb\tmri.nii.gz\tpose.h5\nc\t\t\n")
+    np.testing.assert_allclose(read_pose(load_study(study / "config.yaml").block("b")).matrix, matrix, atol=1e-12)
+    write_chain(study / "pose.h5", Affine(matrix) @ bend)
+    assert "a 3D affine was expected" in refused(study)
 
 
 FIELD = np.random.default_rng(0).normal(size=(4, 5, 2)).astype(np.float32)

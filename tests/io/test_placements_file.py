@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +70,30 @@ def test_displacements_of_another_run_are_refused(tmp_path: Path) -> None:
     np.save(fields_file(path), values + 1)
     with pytest.raises(InputError, match="does not belong"):
         read_placements(path)
+
+
+def test_a_bend_of_the_planes_survives_and_an_older_record_is_flat(tmp_path: Path) -> None:
+    grid = Grid((3, 4, 5), [2.0, 1.0, 0.5], [-1 / 3, 2.0, 0.1])
+    values = np.zeros((3, 4, 5, 3))
+    values[..., 0] = np.random.default_rng(2).normal(size=(3, 4, 5)).astype(np.float32)
+    path = tmp_path / "placements.json"
+    write_placements(path, dataclasses.replace(_placements(), plane_bend=DisplacementField(grid, values)))
+    again = read_placements(path)
+    assert np.array_equal(again.plane_bend.values, values)
+    assert np.array_equal(again.plane_bend.grid.index_to_world, grid.index_to_world)
+    assert np.array_equal(again.sections["b"].field.values, _placements().sections["b"].field.values, equal_nan=True)
+    points = np.random.default_rng(3).normal(size=(20, 3))
+    np.testing.assert_array_equal(again.pose.map(points), again.plane_bend.map(again.mri_to_block.map(points)))
+    record = json.loads(path.read_text())
+    del record["plane_bend"]
+    path.write_text(json.dumps(record))
+    assert read_placements(path).plane_bend is None
+
+
+def test_a_bend_that_moves_within_the_planes_is_not_written(tmp_path: Path) -> None:
+    bend = DisplacementField(Grid((2, 2, 2), 1.0), np.ones((2, 2, 2, 3)))
+    with pytest.raises(ValueError, match="along z alone"):
+        write_placements(tmp_path / "placements.json", dataclasses.replace(_placements(), plane_bend=bend))
 
 
 def test_the_same_placements_give_the_same_bytes(tmp_path: Path) -> None:

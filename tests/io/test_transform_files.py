@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from histomri.core import Grid, InputError
-from histomri.io.transform_files import read_transform, write_affine, write_chain_2d
+from histomri.io.transform_files import read_transform, write_affine, write_chain
 from histomri.io.transform_text import COUNTS, check_text
 from histomri.transforms import Affine, DisplacementField
 
@@ -52,7 +52,7 @@ def test_an_affine_means_the_same_to_itk_in_both_directions(tmp_path: Path, ndim
 def test_block_to_section_means_the_same_to_itk(tmp_path: Path) -> None:
     field = _bent()
     transform, points = _mirrored_affine() @ field, _points(field.grid)
-    write_chain_2d(tmp_path / "t.h5", transform)
+    write_chain(tmp_path / "t.h5", transform)
     np.testing.assert_allclose(_by_itk(tmp_path / "t.h5", points), transform.map(points), atol=1e-4)
     back = read_transform(tmp_path / "t.h5", "block:b", "section:a")
     np.testing.assert_allclose(back.map(points), transform.map(points), atol=1e-9)
@@ -63,7 +63,7 @@ def test_section_to_block_is_sampled_finely_enough(tmp_path: Path) -> None:
     field = _bent()
     transform = _mirrored_affine() @ field
     points = transform.map(_points(field.grid))
-    write_chain_2d(tmp_path / "t.h5", transform.inverse(), points)
+    write_chain(tmp_path / "t.h5", transform.inverse(), points)
     error = np.abs(_by_itk(tmp_path / "t.h5", points) - transform.inverse().map(points))
     assert np.percentile(error, 95) < 1e-4
     assert error.max() < 2e-3  # at a kink of the inverse
@@ -74,15 +74,15 @@ def test_itk_keeps_the_edge_value_where_the_file_must_cover(tmp_path: Path) -> N
     field = _bent()
     outside = field.grid.corners() + np.array([[-3, -3], [-3, 3], [3, -3], [3, 3]])
     transform = _mirrored_affine() @ field
-    write_chain_2d(tmp_path / "t.h5", transform, outside)
+    write_chain(tmp_path / "t.h5", transform, outside)
     np.testing.assert_allclose(_by_itk(tmp_path / "t.h5", outside), transform.map(outside), atol=1e-4)
-    write_chain_2d(tmp_path / "bare.h5", transform)
+    write_chain(tmp_path / "bare.h5", transform)
     assert np.abs(_by_itk(tmp_path / "bare.h5", outside) - transform.map(outside)).max() > 0.01
 
 
 def test_an_affine_alone_is_a_composite_too(tmp_path: Path) -> None:
     affine = _mirrored_affine()
-    write_chain_2d(tmp_path / "t.h5", affine)
+    write_chain(tmp_path / "t.h5", affine)
     points = np.random.default_rng(1).normal(size=(20, 2))
     np.testing.assert_allclose(_by_itk(tmp_path / "t.h5", points), affine.map(points), atol=1e-4)
 

@@ -9,6 +9,8 @@ from scipy import ndimage
 
 from histomri.io.volumes import tiles
 from histomri.kernels.resample import (
+    FLAT,
+    PlaneBend,
     PlaneWeight,
     SectionSource,
     accumulate,
@@ -33,10 +35,24 @@ def _source(bent: bool = True, nearest: bool = False, pixels: np.ndarray = PIXEL
     return SectionSource(pixels, np.zeros(2, np.int64), np.array(pixels.shape[:2]), TO_INDEX, field, frame, nearest)
 
 
-def _whole(source: SectionSource, plane: PlaneWeight = PLANE, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+def _whole(
+    source: SectionSource, plane: PlaneWeight = PLANE, shape: tuple[int, ...] = SHAPE, bend: PlaneBend = FLAT
+) -> np.ndarray:
     sums = np.zeros((*shape, source.pixels.shape[2] + 1), np.float32)
-    accumulate(sums, np.zeros(3, np.int64), TO_BLOCK, plane, source)
+    accumulate(sums, np.zeros(3, np.int64), TO_BLOCK, plane, source, bend)
     return sums
+
+
+def test_bent_planes_are_drawn_where_the_formula_has_them_and_a_bend_of_nothing_changes_no_bit() -> None:
+    source, along = _source(), RANDOM.normal(size=(4, 3, 5)) * 0.3
+    bend = PlaneBend(along, np.array([[-0.5, 0.5, 0.2], [0.6, 2.0, 1.4]]), float(along.min()), float(along.max()))
+    expected = np.zeros((*SHAPE, 4), np.float32)
+    accumulate_reference(expected, np.zeros(3, np.int64), TO_BLOCK, PLANE, source, bend)
+    sums = _whole(source, bend=bend)
+    np.testing.assert_allclose(sums, expected, atol=2e-3)
+    flat = _whole(source)
+    assert np.abs(sums - flat)[..., -1].mean() > 0.05
+    np.testing.assert_array_equal(_whole(source, bend=bend._replace(along=0 * along, low=0.0, high=0.0)), flat)
 
 
 @pytest.mark.parametrize("bent", [True, False])

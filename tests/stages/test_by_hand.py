@@ -13,7 +13,7 @@ from PIL import Image as Picture
 sys.path.insert(0, str(Path(__file__).parents[1] / "registration"))
 from synthetic import Tissue, apart, centred, moved, rigid
 
-from histomri.core import Block, InputError, Section
+from histomri.core import Block, Grid, InputError, Section
 from histomri.io.placements import read_placements, write_placements
 from histomri.io.sheets import SectionGuide
 from histomri.io.transform_files import write_affine
@@ -23,7 +23,7 @@ from histomri.stages.by_hand import given_pose, locked_places
 from histomri.stages.ingest import IngestSettings, ingest_section
 from histomri.stages.stack import StackSettings, measure_edges, plan_pairs, solve
 from histomri.stages.verification import judged
-from histomri.transforms import Affine
+from histomri.transforms import Affine, DisplacementField
 from histomri.transforms.placement import Placement, Placements
 
 PIXEL_MM = 0.08
@@ -171,12 +171,16 @@ def test_a_locked_section_keeps_its_place_and_the_block_its_pose(study) -> None:
     folder = study[0]
     place = Placement("s2", 1.0, Affine(_in_slide(TRUTH["s2"]) @ rigid(33), "block:block", "section:s2"), flags=("odd",))
     pose = Affine(np.diag([1.1, 1.2, 1.3, 1.0]), "mri", "block:block")
-    write_placements(folder / "lock.json", Placements("block", {"s2": place}, pose))
+    values = np.zeros((2, 2, 2, 3))
+    values[1, :, :, 0] = 0.25
+    bend = DisplacementField(Grid((2, 2, 2), 5.0), values)
+    write_placements(folder / "lock.json", Placements("block", {"s2": place}, pose, plane_bend=bend))
     locked = [dataclasses.replace(s, lock=folder / "lock.json") if s.id == "s2" else s for s in study[1]]
     placements = _solved(study, locked)
     np.testing.assert_array_equal(placements.sections["s2"].affine.matrix, place.affine.matrix)
     assert placements.sections["s2"].flags == ("placed by hand, by a lock",), "what an earlier run said of it is over"
     np.testing.assert_array_equal(placements.mri_to_block.matrix, pose.matrix)
+    np.testing.assert_array_equal(placements.plane_bend.values, values)
     found, how = given_pose(Block("block"), placements, {})
     np.testing.assert_allclose(found, np.linalg.inv(pose.matrix))
     assert how == "a lock"

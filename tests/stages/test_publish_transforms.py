@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -79,6 +80,32 @@ def test_the_graph_maps_as_the_placements_do(study) -> None:
         inside = [not r for r in reasons]
         assert sum(inside) > 10
         np.testing.assert_allclose(mapped[inside], expected[inside], atol=1e-6)
+
+
+def test_bent_planes_lead_to_the_mri_and_back_as_in_itk(study) -> None:
+    folder, sections, manifests, blocks, files, placements = study
+    grid = Grid((5, 4, 4), [0.4, 1.5, 1.5], [-0.5, -1.0, -1.0])
+    values = np.zeros((5, 4, 4, 3))
+    z, y, x = np.moveaxis(grid.points(), -1, 0)
+    values[..., 0] = 0.15 * np.sin(z) * np.cos(0.5 * y) + 0.1 * x
+    bent = dataclasses.replace(placements, plane_bend=DisplacementField(grid, values, "block:b", "block:b"))
+    write_placements(files["b"], bent)
+    publish_transforms(sections, manifests, blocks, files, folder / "transforms")
+    assert not list((folder / "transforms" / "b").glob("*mri*.tfm"))
+    graph = read_graph(folder / "transforms" / "graph.json")
+    points = np.random.default_rng(0).uniform(0, 3.9, (30, 2))
+    mapped, reasons = graph.map(points, "section:a", "mri")
+    assert not any(reasons)
+    again, reasons = graph.map(mapped, "mri", "section:a")
+    assert not any(reasons)
+    np.testing.assert_allclose(again, points, atol=1e-5)
+    block = placements.mri_to_block.map(mapped)
+    assert np.abs(block[:, 0] - 0.0).max() > 0.05
+    np.testing.assert_allclose(bent.plane_bend.map(block)[:, 0], 0.0, atol=1e-6)
+    to_mri = sitk.ReadTransform(str(folder / "transforms" / "b" / "block_to_mri.h5"))
+    plane = np.insert(block[:, 1:], 0, 0.0, axis=1)
+    by_itk = [to_mri.TransformPoint(p[::-1].tolist())[::-1] for p in plane]
+    np.testing.assert_allclose(by_itk, mapped, atol=3e-3)
 
 
 def test_lost_and_missing_sections_are_in_the_graph_with_their_reason(study) -> None:

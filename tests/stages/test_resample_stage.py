@@ -67,6 +67,17 @@ class Study:
         )
         self.sections.append(Section(name, Path("x"), z, "b"))
 
+    def bend_planes(self) -> DisplacementField:
+        """Bends the planes in the MRI, by up to half of their spacing, and the placements with them."""
+        grid = Grid((7, 6, 6), [0.5, 1.0, 1.0], [0.0, -0.5, -0.5])
+        values = np.zeros((7, 6, 6, 3))
+        z, y, x = np.moveaxis(grid.points(), -1, 0)
+        values[..., 0] = 0.2 * np.sin(y) * np.cos(0.7 * z) + 0.1 * (x - 2)
+        bend = DisplacementField(grid, values, "block:b", "block:b")
+        self.placements = replace(self.placements, plane_bend=bend)
+        write_placements(self.folder / "placements.json", self.placements)
+        return bend
+
     def run(self, grid: str = "mri", has_mri: bool = True, **settings) -> tuple[Image, Image, dict]:
         out = self.folder / "volumes"
         names = [out / n for n in ("v.ome.zarr", "v.nii.gz", "c.nii.gz", "v.json")]
@@ -93,6 +104,21 @@ def test_colours_arrive_where_they_belong_in_the_mri(study: Study) -> None:
     assert not volume.data[~covered].any()
     assert record["space"] == "mri"
     assert list(record["sections"]) == [f"s{i}" for i in range(5)]
+
+
+def test_colours_of_bent_planes_arrive_where_they_belong(tmp_path: Path) -> None:
+    study = Study(tmp_path)
+    bend = study.bend_planes()
+    for chunk in (64, 8):
+        volume, coverage, _ = study.run(chunk_px=chunk)
+        covered = coverage.data > 0
+        flat = study.pose.map(volume.grid.points())
+        block = bend.map(flat)
+        between = covered & (block[..., 0] >= 1.0) & (block[..., 0] <= 3.0)
+        core = ndimage.binary_erosion(between)
+        assert covered.mean() > 0.25
+        np.testing.assert_allclose(volume.data[core], _truth(block)[core], atol=2.5)
+        assert np.abs(_truth(block) - _truth(flat))[core].max() > 3.5
 
 
 def test_the_volume_lies_on_the_mri_in_every_program(study: Study) -> None:

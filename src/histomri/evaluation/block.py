@@ -17,7 +17,7 @@ from histomri.evaluation.neighbours import NeighbourEvidence, PlacedSection, Und
 from histomri.evaluation.overlap import best_threshold, dice, nmi
 from histomri.evaluation.planes import Float32, Mask, section_on_plane, section_undeformed, volume_on_plane
 from histomri.evaluation.regularity import Deformation, contour_roughness, deformation
-from histomri.transforms import Affine
+from histomri.transforms import Transform
 from histomri.transforms.placement import Placement, Placements
 
 MASK_VOXELS = 8_000_000
@@ -34,11 +34,11 @@ class SectionImage:
 
 @dataclass(frozen=True, eq=False)
 class BlockMri:
-    """The MRI of a block: the single-channel volume, its mask of tissue on a grid of its own, and ``mri_to_block``."""
+    """The MRI of a block: the single-channel volume, its mask of tissue on a grid of its own, and the way to the block."""
 
     volume: Image
     mask: Image
-    to_block: Affine
+    to_block: Transform
 
     def on_plane(self, grid: Grid, position_mm: float) -> tuple[Float32, Mask]:
         """Volume and mask on a plane of the block; 0 and False outside the volume."""

@@ -15,7 +15,7 @@ from histomri.core.errors import Problem, named
 from histomri.io.order import UNKNOWN
 from histomri.io.placements import fields_file, read_placements, write_placements
 from histomri.io.sheets import Parsed, SectionGuide
-from histomri.transforms import Affine
+from histomri.transforms import Affine, Chain, DisplacementField
 from histomri.transforms.placement import Placement, Placements
 
 Float = NDArray[np.float64]
@@ -206,6 +206,9 @@ def read_pose(block: Block) -> Affine:
     assert block.pose is not None
     remedy = "give a 3D affine (ITK, mm) from the MRI to the block, such as transforms/BLOCK/mri_to_block.tfm of a finished run"
     pose = _read_given(block.pose, remedy)
+    if isinstance(pose, Chain) and [type(step) for step in pose.steps] == [Affine, DisplacementField]:
+        # of a block with bent planes (``mri_to_block.h5``): how they are bent is found anew
+        pose = pose.steps[0]
     if pose.ndim != 3 or not isinstance(pose, Affine):
         raise InputError(Problem(str(block.pose), "a 3D affine was expected, it holds another transform", remedy))
     scales = np.linalg.svd(pose.linear, compute_uv=False)
@@ -231,7 +234,8 @@ def write_lock(path: Path, placements: Placements, section: Section) -> None:
     if abs(placement.position_mm - section.position_mm) > POSITION_MM:
         what = f"the last run had it at {placement.position_mm:g} mm, the sheet has it at {section.position_mm:g} mm"
         raise InputError(Problem(where, what, "run the study first, or put back the position"))
-    write_placements(path, Placements(placements.block, {section.id: placement}, placements.mri_to_block, {"lock": section.id}))
+    pose, bend = placements.mri_to_block, placements.plane_bend
+    write_placements(path, Placements(placements.block, {section.id: placement}, pose, {"lock": section.id}, bend))
 
 
 def read_lock(section: Section) -> tuple[Placement, Placements]:

@@ -35,6 +35,16 @@ def _field_record(field: DisplacementField, offset: int) -> dict[str, Any]:
     return {"shape": grid.shape, "spacing_mm": grid.spacing_mm, "origin_mm": grid.origin_mm, "offset": offset}
 
 
+def _bend_record(bend: DisplacementField | None, offset: int) -> dict[str, Any] | None:
+    """Only what moves along z is stored."""
+    if bend is None:
+        return None
+    if bend.inverted or not np.array_equal(bend.grid.direction, np.eye(3)) or np.asarray(bend.values)[..., 1:].any():
+        raise ValueError("A bend of the planes must be 3D, upright, along z alone and not inverted to be written.")
+    grid = bend.grid
+    return {"shape": grid.shape, "spacing_mm": grid.spacing_mm, "origin_mm": grid.origin_mm, "offset": offset}
+
+
 def _placement_record(placement: Placement, offset: int) -> dict[str, Any]:
     field = placement.field
     return {
@@ -59,11 +69,15 @@ def write_placements(path: Path, placements: Placements) -> None:
         if placement.field is not None:
             values.append(np.asarray(placement.field.values, np.float32).ravel())
             offset += values[-1].size
+    bend = placements.plane_bend
+    if bend is not None:
+        values.append(np.asarray(bend.values[..., 0], np.float32).ravel())
     flat = np.concatenate(values) if values else np.zeros(0, np.float32)
     with replacing(fields_file(path)) as temporary:
         np.save(temporary, flat)
     pose = None if placements.mri_to_block is None else placements.mri_to_block.matrix
     record = {"version": VERSION, "block": placements.block, "mri_to_block": pose, "quality": placements.quality}
+    record["plane_bend"] = _bend_record(bend, offset)
     write_json(path, {**record, "fields_sha256": hashlib.sha256(flat.tobytes()).hexdigest(), "sections": records})
 
 
@@ -74,6 +88,15 @@ def _read_field(record: dict[str, Any] | None, flat: NDArray[np.float32], block:
     size = int(np.prod(grid.shape)) * 2
     values = flat[record["offset"] : record["offset"] + size].reshape(*grid.shape, 2)
     return DisplacementField(grid, values, f"block:{block}", f"block:{block}")  # type: ignore[arg-type]
+
+
+def _read_bend(record: dict[str, Any] | None, flat: NDArray[np.float32], block: str) -> DisplacementField | None:
+    if record is None:
+        return None
+    grid = Grid(tuple(record["shape"]), np.array(record["spacing_mm"]), np.array(record["origin_mm"]))
+    values = np.zeros((*grid.shape, 3))
+    values[..., 0] = flat[record["offset"] : record["offset"] + int(np.prod(grid.shape))].reshape(grid.shape)
+    return DisplacementField(grid, values, f"block:{block}", f"block:{block}")
 
 
 def _read_placement(name: str, record: dict[str, Any], flat: NDArray[np.float32], block: str) -> Placement:
@@ -118,4 +141,5 @@ def _read(path: Path) -> Placements:
     block = record["block"]
     pose = None if record["mri_to_block"] is None else Affine(np.array(record["mri_to_block"]), "mri", f"block:{block}")
     sections = {name: _read_placement(name, r, flat, block) for name, r in record["sections"].items()}
-    return Placements(block, sections, pose, record["quality"])
+    # what an earlier version wrote, a lock for one, has no bend
+    return Placements(block, sections, pose, record["quality"], _read_bend(record.get("plane_bend"), flat, block))

@@ -18,7 +18,7 @@ from histomri.io.omezarr import PyramidSpec, Storage, level_count, write_pyramid
 from histomri.io.publish import remove
 from histomri.io.pyramid import Reading
 from histomri.io.raster import write_png, write_tiff
-from histomri.io.transform_files import Sampling, write_affine, write_chain_2d
+from histomri.io.transform_files import Sampling, write_affine, write_chain
 from histomri.registration.alignment import Progress, silent
 from histomri.registration.warp import TILE_PX, boxes, warped_box
 from histomri.transforms import Affine, Transform
@@ -158,7 +158,7 @@ def _write(folder: Path, name: str, transform: Transform, grid: Grid) -> Path:
         return path
     path = folder / f"{name}.h5"
     how = Sampling(INVERSE_TOLERANCE * float(grid.extent_mm.max()), INVERSE_NODES)
-    write_chain_2d(path, transform, cover=_outline(grid), how=how)
+    write_chain(path, transform, cover=_outline(grid), how=how)
     return path
 
 

@@ -125,10 +125,10 @@ def write_affine(path: Path, affine: Affine) -> None:
         sitk.WriteTransform(_affine_to_itk(affine), str(temporary))
 
 
-def write_chain_2d(path: Path, transform: Transform, cover: Float | None = None, how: Sampling | None = None) -> None:
+def write_chain(path: Path, transform: Transform, cover: Float | None = None, how: Sampling | None = None) -> None:
     """Write a chain of affines and displacement fields as an ITK composite transform (``.h5`` or ``.tfm``), atomically.
 
-    ``cover``, (n, 2) points in mm of its from-space, says where the file must agree with ``transform``: fields are extended
+    ``cover``, (n, ndim) points in mm of its from-space, says where the file must agree with ``transform``: fields are extended
     by their edge values to hold them (without it, ITK moves nothing outside of the field's grid). An inverted field is written
     as :func:`sampled` has it, by ``how``.
     """

@@ -1,4 +1,4 @@
-"""A 2D displacement field evaluated and inverted at scattered points.
+"""A 2D displacement field evaluated and inverted at scattered points; one of 3D that moves along z alone, inverted.
 
 With u the bilinear interpolation of the field (the nearest edge value outside), in indices of its grid:
 
@@ -58,6 +58,38 @@ def _invert(field, points, tolerance, iterations, out):  # type: ignore[no-untyp
             if abs(sy) < tolerance and abs(sx) < tolerance:
                 break
         out[i, 0], out[i, 1] = y, x
+
+
+@njit(inline="always")
+def _trilinear(along, z, y, x):  # type: ignore[no-untyped-def]
+    n, m, k = along.shape
+    z, y, x = min(max(z, 0.0), n - 1.0), min(max(y, 0.0), m - 1.0), min(max(x, 0.0), k - 1.0)
+    i, j, h = int(z), int(y), int(x)
+    ii, jj, hh = min(i + 1, n - 1), min(j + 1, m - 1), min(h + 1, k - 1)
+    z, y, x = z - i, y - j, x - h
+    front = (along[i, j, h] * (1 - x) + along[i, j, hh] * x) * (1 - y) + (along[i, jj, h] * (1 - x) + along[i, jj, hh] * x) * y
+    back = (along[ii, j, h] * (1 - x) + along[ii, j, hh] * x) * (1 - y) + (along[ii, jj, h] * (1 - x) + along[ii, jj, hh] * x) * y
+    return front * (1 - z) + back * z
+
+
+@njit(cache=True, nogil=True)
+def _invert_along(along, points, tolerance, iterations, out):  # type: ignore[no-untyped-def]
+    for i in range(points.shape[0]):
+        end, y, x = points[i, 0], points[i, 1], points[i, 2]
+        z = end - _trilinear(along, end, y, x)
+        for _ in range(iterations):
+            step = end - z - _trilinear(along, z, y, x)
+            z += step
+            if abs(step) < tolerance:
+                break
+        out[i] = z
+
+
+def inverted_along(along: Float, points: Float, tolerance: float, iterations: int) -> Float:
+    """The z (n,) that ``z + along(z, y, x)`` takes to those of ``points`` (n, 3), to ``tolerance``; all in the grid's indices."""
+    out = np.empty(len(points))
+    _invert_along(along, points, tolerance, iterations, out)
+    return out
 
 
 def displacement_at(field: Float, points: Float) -> Float:

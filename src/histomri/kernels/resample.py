@@ -1,6 +1,7 @@
 """One section's share in a tile of the output volume: the whole chain evaluated per voxel, one interpolation.
 
-``b = to_block (z, y, x, 1)`` is the voxel's point in the block (mm), ``w = w(b_z)`` the weight of the section's plane,
+``b = to_block (z, y, x, 1)`` is the voxel's point in the block (mm); where planes are bent, ``b_z += c(b)`` with c trilinear
+between nodes and constant beyond them. ``w = w(b_z)`` is the weight of the section's plane,
 ``q = to_index (p + u(p), 1)`` with ``p = (b_y, b_x)`` the point in pixels of the section. Where q lies in the image, the tile
 gets ``sum += w m(q)`` and ``weight += w``, m being linear between pixel centres and constant over the outer half pixel.
 Voxels and pixels are counted over the whole volume and image, so no result depends on tiles, boxes or threads.
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 Float = NDArray[np.float64]
 Float32 = NDArray[np.float32]
@@ -34,6 +36,20 @@ class PlaneWeight(NamedTuple):
     max_gap: float
     half_spacing: float
     nearest: bool
+
+
+class PlaneBend(NamedTuple):
+    """By how many mm planes are bent along z: ``along`` (n, m, k) on nodes at ``frame`` (2, 3), origin and spacing; the reach of
+    its values, ``low`` to ``high``. One of (0, 0, 0) is flat.
+    """
+
+    along: Float
+    frame: Float
+    low: float
+    high: float
+
+
+FLAT = PlaneBend(np.zeros((0, 0, 0)), np.ones((2, 3)), 0.0, 0.0)
 
 
 class SectionSource(NamedTuple):
@@ -87,6 +103,21 @@ def _displacement(field, frame, y, x, axis):  # type: ignore[no-untyped-def]  # 
 
 
 @numba.njit(cache=True)
+def _along(bend, z, y, x):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """The bend at a block point: trilinear, the edge value beyond the nodes."""
+    c, frame = bend.along, bend.frame
+    fz = min(max((z - frame[0, 0]) / frame[1, 0], 0.0), c.shape[0] - 1.0)
+    fy = min(max((y - frame[0, 1]) / frame[1, 1], 0.0), c.shape[1] - 1.0)
+    fx = min(max((x - frame[0, 2]) / frame[1, 2], 0.0), c.shape[2] - 1.0)
+    i, j, k = int(fz), int(fy), int(fx)
+    ii, jj, kk = min(i + 1, c.shape[0] - 1), min(j + 1, c.shape[1] - 1), min(k + 1, c.shape[2] - 1)
+    fz, fy, fx = fz - i, fy - j, fx - k
+    front = (c[i, j, k] * (1 - fx) + c[i, j, kk] * fx) * (1 - fy) + (c[i, jj, k] * (1 - fx) + c[i, jj, kk] * fx) * fy
+    back = (c[ii, j, k] * (1 - fx) + c[ii, j, kk] * fx) * (1 - fy) + (c[ii, jj, k] * (1 - fx) + c[ii, jj, kk] * fx) * fy
+    return front * (1 - fz) + back * fz
+
+
+@numba.njit(cache=True)
 def _add(sums, y, x, w, source):  # type: ignore[no-untyped-def]  # pragma: no cover
     """Add the pixel at (y, x) of the image, known to be inside, with weight w."""
     y, x = min(max(y, 0.0), source.shape[0] - 1.0), min(max(x, 0.0), source.shape[1] - 1.0)
@@ -105,10 +136,11 @@ def _add(sums, y, x, w, source):  # type: ignore[no-untyped-def]  # pragma: no c
 
 
 @numba.njit(cache=True)
-def _columns(first, step, width, plane):  # type: ignore[no-untyped-def]  # pragma: no cover
-    """Columns of a row that the plane may reach, the row's position being ``first + step * column``; a few too many."""
+def _columns(first, step, width, plane, bend):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """Columns of a row that the plane may reach, the row's flat position being ``first + step * column``; a few too many."""
     low = plane.before if plane.position - plane.before <= plane.max_gap else plane.position - plane.half_spacing * 1.001
     high = plane.after if plane.after - plane.position <= plane.max_gap else plane.position + plane.half_spacing * 1.001
+    low, high = low - bend.high, high - bend.low
     if abs(step) * width < SNAP:
         return 0, (width if low - 2 * SNAP <= first <= high + 2 * SNAP else 0)
     a, b = (low - first) / step, (high - first) / step
@@ -118,22 +150,25 @@ def _columns(first, step, width, plane):  # type: ignore[no-untyped-def]  # prag
 
 
 @numba.njit(parallel=True, cache=True)
-def _accumulate(sums, start, to_block, plane, source):  # type: ignore[no-untyped-def]  # pragma: no cover
+def _accumulate(sums, start, to_block, bend, plane, source):  # type: ignore[no-untyped-def]  # pragma: no cover
     depth, height, width, _ = sums.shape
-    bent = source.field.shape[0] > 0
+    bent, bowed = source.field.shape[0] > 0, bend.along.shape[0] > 0
     a, t = to_block, source.to_index
     for row in numba.prange(depth * height):
         k, j = row // height, row % height
         z, y = float(k + start[0]), float(j + start[1])
         row_start = a[0, 0] * z + a[0, 1] * y + a[0, 2] * start[2] + a[0, 3]
-        begin, end = _columns(row_start, a[0, 2], width, plane)
+        begin, end = _columns(row_start, a[0, 2], width, plane, bend)
         for i in range(begin, end):
             x = float(i + start[2])
-            w = _weight(a[0, 0] * z + a[0, 1] * y + a[0, 2] * x + a[0, 3], plane)
-            if w <= 0.0:
-                continue
+            bz = a[0, 0] * z + a[0, 1] * y + a[0, 2] * x + a[0, 3]
             by = a[1, 0] * z + a[1, 1] * y + a[1, 2] * x + a[1, 3]
             bx = a[2, 0] * z + a[2, 1] * y + a[2, 2] * x + a[2, 3]
+            if bowed:
+                bz += _along(bend, bz, by, bx)
+            w = _weight(bz, plane)
+            if w <= 0.0:
+                continue
             if bent:
                 uy = _displacement(source.field, source.field_frame, by, bx, 0)
                 bx += _displacement(source.field, source.field_frame, by, bx, 1)
@@ -144,12 +179,19 @@ def _accumulate(sums, start, to_block, plane, source):  # type: ignore[no-untype
                 _add(sums[k, j, i], qy, qx, w, source)
 
 
-def accumulate(sums: Float32, start: NDArray[np.int64], to_block: Float, plane: PlaneWeight, source: SectionSource) -> None:
+def accumulate(
+    sums: Float32,
+    start: NDArray[np.int64],
+    to_block: Float,
+    plane: PlaneWeight,
+    source: SectionSource,
+    bend: PlaneBend = FLAT,
+) -> None:
     """Add a section to ``sums`` (z, y, x, c + 1), the weighted channels and the weight of a tile that begins at voxel ``start``.
 
     ``to_block`` is (3, 4). The caller guarantees that the box holds every pixel that the tile asks for (see ``needed_box``).
     """
-    _accumulate(sums, start, to_block, plane, source)
+    _accumulate(sums, start, to_block, bend, plane, source)
 
 
 def _snapped_all(values: Float) -> Float:
@@ -180,11 +222,19 @@ def _bilinear(values: NDArray[Any], index: Float) -> Float:
 
 
 def accumulate_reference(
-    sums: Float32, start: NDArray[np.int64], to_block: Float, plane: PlaneWeight, source: SectionSource
+    sums: Float32,
+    start: NDArray[np.int64],
+    to_block: Float,
+    plane: PlaneWeight,
+    source: SectionSource,
+    bend: PlaneBend = FLAT,
 ) -> None:
     """What :func:`accumulate` does, readable: the formula at the top of this module, for small tiles."""
     index = np.stack(np.meshgrid(*map(np.arange, sums.shape[:3]), indexing="ij"), -1) + start
     block = index @ to_block[:, :3].T + to_block[:, 3]
+    if bend.along.size:
+        nodes = np.moveaxis((block - bend.frame[0]) / bend.frame[1], -1, 0)
+        block[..., 0] += ndimage.map_coordinates(bend.along, nodes, order=1, mode="nearest")
     weight, plane_mm = weight_reference(block[..., 0], plane), block[..., 1:]
     if source.field.size:
         nodes = (plane_mm - source.field_frame[0]) / source.field_frame[1]

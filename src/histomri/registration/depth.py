@@ -16,22 +16,25 @@ from numpy.typing import NDArray
 from histomri.registration.samples import Channels
 
 Float = NDArray[np.float64]
-MIN_QUARTER_PX = 200
+MIN_PART_PX = 200
 MIN_VALUES = 12
 
 
-def quarter_scores(target: Channels, section: Channels) -> list[tuple[Float, float, float]]:
-    """Per quarter of the section's tissue: its centre (y, x) in mm, the structure cosine there, and its tissue pixels."""
+def part_scores(target: Channels, section: Channels, parts: int = 2) -> list[tuple[Float, float, float]]:
+    """Per part of the section's tissue: its centre (y, x) in mm, the structure cosine there, and its tissue pixels.
+
+    ``parts`` along y times ``parts`` along x, each an equal share of the tissue's pixels along its axis: quarters for two.
+    """
     inside = section.data[..., -1] > 0.5
     nodes = np.argwhere(inside)
-    if len(nodes) < 4 * MIN_QUARTER_PX:
+    if len(nodes) < parts**2 * MIN_PART_PX:
         return []
-    middle = np.median(nodes, axis=0)
-    rows, columns = np.indices(inside.shape)
+    cuts = np.quantile(nodes, np.arange(1, parts) / parts, axis=0)
+    rows, columns = (np.searchsorted(cuts[:, a], np.arange(inside.shape[a])) for a in (0, 1))
     out = []
-    for low in (True, False):
-        for left in (True, False):
-            here = ((rows <= middle[0]) == low) & ((columns <= middle[1]) == left)
+    for row in range(parts):
+        for column in range(parts):
+            here = (rows == row)[:, None] & (columns == column)
             f, m = target.data[here][:, :-1], section.data[here][:, :-1]
             norm = float(np.sqrt(float((f**2).sum()) * float((m**2).sum())))
             tissue = np.argwhere(here & inside)
@@ -50,17 +53,17 @@ def peak(offsets: Float, scores: Float) -> float:
 
 
 def section_depths(
-    position_mm: float, section: Channels, plane_at: Callable[[float], Channels], offsets: Float
+    position_mm: float, section: Channels, plane_at: Callable[[float], Channels], offsets: Float, parts: int = 2
 ) -> list[tuple[Float, float]]:
-    """Block points (z, y, x) of the quarters of a section and by how many mm the best MRI plane lies behind their own."""
-    scores = [quarter_scores(plane_at(position_mm + float(d)), section) for d in offsets]
+    """Block points (z, y, x) of the parts of a section and by how many mm the best MRI plane lies behind their own."""
+    scores = [part_scores(plane_at(position_mm + float(d)), section, parts) for d in offsets]
     if not scores[0]:
         return []
     out = []
-    for q in range(4):
+    for q in range(parts**2):
         centre, _, pixels = scores[0][q]
         found = peak(offsets, np.array([s[q][1] for s in scores]))
-        if pixels >= MIN_QUARTER_PX and np.isfinite(found):
+        if pixels >= MIN_PART_PX and np.isfinite(found):
             out.append((np.array([position_mm, *centre]), found))
     return out
 

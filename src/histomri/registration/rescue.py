@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from histomri.core import Grid, Image
 from histomri.kernels.interpolate import sample_3d
 from histomri.registration.pair import PairResult, align, prepare, register_pair, structure_score
+from histomri.registration.plane_bend import before_bend
 from histomri.registration.volume import SectionPixels
-from histomri.transforms import Affine
+from histomri.transforms import Affine, DisplacementField
 from histomri.transforms.placement import DOUBTFUL, Placement
 
 Float = NDArray[np.float64]
@@ -72,10 +73,13 @@ def _upright_in_a_tie(found: PairResult) -> tuple[Float, float, float]:
 
 
 class MriPlanes:
-    """Planes of the MRI (image and mask) in a block; ``search_mm`` and ``fine_mm`` are the pixels to work at."""
+    """Planes of the MRI (image and mask) in a block; ``search_mm`` and ``fine_mm`` are the pixels to work at, ``bend`` the
+    block's ``plane_bend``.
+    """
 
-    def __init__(self, mri: tuple[Image, Image], search_mm: float, fine_mm: float):
+    def __init__(self, mri: tuple[Image, Image], search_mm: float, fine_mm: float, bend: DisplacementField | None = None):
         image, mask = mri
+        self.bend = bend
         self.grid, self.search_mm, self.fine_mm = image.grid, search_mm, fine_mm
         self.data = np.stack([np.asarray(image.data, np.float32), np.asarray(mask.data, np.float32)], axis=-1)
         tissue = np.argwhere(mask.data[::4, ::4, ::4]) * 4
@@ -94,14 +98,16 @@ class MriPlanes:
 
     def on(self, plane: Grid, position_mm: float, block_to_mri: Float) -> tuple[Image, Image]:
         """The MRI and its mask on a given grid of the block plane at ``position_mm``."""
-        return mri_plane(self.data, self.grid.world_to_index @ block_to_mri, plane, position_mm)
+        return mri_plane(self.data, self.grid.world_to_index @ block_to_mri, plane, position_mm, self.bend)
 
 
-def mri_plane(data: NDArray[np.float32], block_to_index: Float, plane: Grid, position_mm: float) -> tuple[Image, Image]:
-    """The MRI and its mask, the channels of ``data`` (z, y, x, 2), on the block plane at ``position_mm``."""
+def mri_plane(
+    data: NDArray[np.float32], block_to_index: Float, plane: Grid, position_mm: float, bend: DisplacementField | None = None
+) -> tuple[Image, Image]:
+    """The MRI and its mask, the channels of ``data`` (z, y, x, 2), on the block plane at ``position_mm``, bent by ``bend``."""
     yx = plane.points().reshape(-1, 2)
     points = np.concatenate([np.full((len(yx), 1), position_mm), yx], axis=1)
-    out = sample_3d(data, block_to_index, points).reshape(*plane.shape, 2)
+    out = sample_3d(data, block_to_index, before_bend(bend, points)).reshape(*plane.shape, 2)
     return Image(plane, out[..., 0]), Image(plane, out[..., 1] >= 0.5)
 
 

@@ -23,11 +23,12 @@ from histomri.registration.channels import make_channels
 from histomri.registration.depth import depth_correction, section_depths
 from histomri.registration.pair import align, structure_score
 from histomri.registration.placed_sections import PlacedSections, with_much_tissue
+from histomri.registration.plane_bend import PARTS, bend_data, find_bend
 from histomri.registration.pose import Scaled, expected_strain, refine_pose
 from histomri.registration.rescue import mri_plane
 from histomri.registration.samples import Channels
 from histomri.registration.volume import SectionPixels, block_grid, field_pixels, plane_grid, reconstruct
-from histomri.transforms import Affine
+from histomri.transforms import Affine, DisplacementField
 from histomri.transforms.placement import Placement, Placements
 
 Float = NDArray[np.float64]
@@ -52,11 +53,15 @@ class Refinement:
     max_scale_change: float = 0.25
     hold_blockface: bool = True
     hold_pose: bool = False
+    plane_bend: bool = True
     bending: Plan = TO_VOLUME
 
 
 class SliceToVolume:
-    """The state of the refinement: sections' pixels, their placements, the block's pose, and the MRI (image and mask)."""
+    """The state of the refinement: sections' pixels, their placements, the block's pose, and the MRI (image and mask).
+
+    ``bend``: the planes' bend that goes with the pose, if any is known.
+    """
 
     def __init__(
         self,
@@ -66,10 +71,12 @@ class SliceToVolume:
         mri: tuple[Image, Image],
         settings: Refinement,
         guides: Mapping[str, MriGuides] | None = None,
+        bend: DisplacementField | None = None,
     ):
         self.pixels = {k: p for k, p in pixels.items() if k in placements and placements[k].is_placed}
         self.placements = dict(placements)
         self.block_to_mri = block_to_mri
+        self.bend, self.bend_record = bend, dict[str, float]()
         self.settings = settings
         self.mri_grid = mri[0].grid
         self.mri_data = np.stack([np.asarray(mri[0].data, np.float32), np.asarray(mri[1].data, np.float32)], axis=-1)
@@ -94,6 +101,10 @@ class SliceToVolume:
                 self._turn(turn, self._affine)
             progress(f"affine sweep {sweep + 1} of {self.settings.affine_sweeps}: mean score {self.mean_score():.4f}")
         self.update_depth(progress)
+        if self.update_bend(progress):
+            for turn in (0, 1):
+                self._turn(turn, self._affine)
+            self.update_bend(progress)
         for sweep in range(self.settings.deformable_sweeps):
             for turn in (0, 1):
                 self._turn(turn, self._deform)
@@ -105,7 +116,8 @@ class SliceToVolume:
 
     def mri_plane(self, position_mm: float, plane: Grid | None = None) -> tuple[Image, Image]:
         """The MRI and its mask on the block plane at ``position_mm``."""
-        return mri_plane(self.mri_data, self.mri_grid.world_to_index @ self.block_to_mri, plane or self.plane, position_mm)
+        to_index = self.mri_grid.world_to_index @ self.block_to_mri
+        return mri_plane(self.mri_data, to_index, plane or self.plane, position_mm, self.bend)
 
     def target(self, place: int) -> Channels:
         """What the section at ``place`` in the order should look like: the MRI plane and its neighbours, weighted."""
@@ -224,15 +236,8 @@ class SliceToVolume:
         """
         if self.settings.hold_pose:
             return
-        asked = [k for k in self.order if k in self.large and not self.placements[k].is_doubtful]
-        asked = asked[:: max(1, len(asked) // DEPTH_SECTIONS)]
-        step = max(2 * self.settings.spacing_mm, float(self.mri_grid.spacing_mm.max()))
-        offsets = np.asarray(step * np.arange(-3, 4), np.float64)
-
-        def plane_at(position_mm: float) -> Channels:
-            return make_channels(*self.mri_plane(position_mm), "structure")
-
-        found = [v for k in asked for v in self._depths(k, plane_at, offsets)]
+        asked = self._asked()
+        found = [v for k in asked for v in self._depths(k)]
         if not found:
             return
         change = depth_correction(
@@ -240,9 +245,9 @@ class SliceToVolume:
         )
         if change is None:
             return
-        before, kept = self._plane_score(asked, plane_at), self.block_to_mri
+        before, kept = self._plane_score(asked), self.block_to_mri
         self.block_to_mri = kept @ change
-        after = self._plane_score(asked, plane_at)
+        after = self._plane_score(asked)
         if after < before:
             self.block_to_mri = kept
         ends = [change[0, 3] + (change[0, 0] - 1) * self.placements[k].position_mm for k in (self.order[0], self.order[-1])]
@@ -250,11 +255,50 @@ class SliceToVolume:
             f"depth: {ends[0]:+.3f} mm at the first section, {ends[1]:+.3f} mm at the last, score {before:.4f} -> {after:.4f}"
         )
 
-    def _depths(self, key: str, plane_at: Callable[[float], Channels], offsets: Float) -> list[tuple[Float, float]]:
-        return section_depths(self.placements[key].position_mm, self.section_channels(key), plane_at, offsets)
+    def update_bend(self, progress: Callable[[str], None]) -> bool:
+        """The bend of the planes from the sections' best MRI planes (see ``registration.plane_bend``), and whether it changed.
 
-    def _plane_score(self, asked: list[str], plane_at: Callable[[float], Channels]) -> float:
-        planes = ((plane_at(self.placements[k].position_mm), k) for k in asked)
+        Kept only where it explains sections left out, and the mean structure score of the sections asked rises.
+        """
+        if self.settings.hold_pose or not self.settings.plane_bend:
+            return False
+        asked = self._asked()
+        found = [(i, *v) for i, k in enumerate(asked) for v in self._depths(k, PARTS)]
+        bend = find_bend(bend_data(found, self.bend), self._box(), self.bend)
+        if bend is None:
+            return False
+        before, kept = self._plane_score(asked), self.bend
+        self.bend = bend.field
+        after = self._plane_score(asked)
+        if after < before:
+            self.bend = kept
+        else:
+            self.bend_record = bend.record()
+        progress(f"planes: {bend.in_words()}, score {before:.4f} -> {after:.4f}")
+        return after >= before
+
+    def _box(self) -> tuple[Float, Float]:
+        """The ends of the block's tissue, (3,) and (3,) in mm."""
+        ends = [self.placements[k].position_mm for k in (self.order[0], self.order[-1])]
+        corners = self.plane.corners()
+        return np.array([ends[0], *corners.min(axis=0)]), np.array([ends[1], *corners.max(axis=0)])
+
+    def _asked(self) -> list[str]:
+        """The sections that are asked for their depths: at most about ``DEPTH_SECTIONS``, none of them doubtful."""
+        sure = [k for k in self.order if k in self.large and not self.placements[k].is_doubtful]
+        return sure[:: max(1, len(sure) // DEPTH_SECTIONS)]
+
+    def _plane_channels(self, position_mm: float) -> Channels:
+        return make_channels(*self.mri_plane(position_mm), "structure")
+
+    def _depths(self, key: str, parts: int = 2) -> list[tuple[Float, float]]:
+        step = max(2 * self.settings.spacing_mm, float(self.mri_grid.spacing_mm.max()))
+        offsets = np.asarray(step * np.arange(-3, 4), np.float64)
+        position = self.placements[key].position_mm
+        return section_depths(position, self.section_channels(key), self._plane_channels, offsets, parts)
+
+    def _plane_score(self, asked: list[str]) -> float:
+        planes = ((self._plane_channels(self.placements[k].position_mm), k) for k in asked)
         return float(np.mean([structure_score(plane, self.section_channels(k), np.eye(3)) for plane, k in planes]))
 
     def mean_score(self) -> float:
@@ -263,5 +307,6 @@ class SliceToVolume:
 
     def result(self, block: str, quality: dict[str, Any]) -> Placements:
         """All placements and the pose as MRI to block."""
-        pose = Affine(np.asarray(np.linalg.inv(self.block_to_mri), np.float64), "mri", f"block:{block}")
-        return Placements(block, self.placements, pose, quality)
+        pose, bend = Affine(np.asarray(np.linalg.inv(self.block_to_mri), np.float64), "mri", f"block:{block}"), self.bend
+        named = None if bend is None else DisplacementField(bend.grid, bend.values, f"block:{block}", f"block:{block}")
+        return Placements(block, self.placements, pose, quality | self.bend_record, named)

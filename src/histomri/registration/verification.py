@@ -30,7 +30,7 @@ from histomri.registration.sanity import long_side_mm
 from histomri.registration.similarity import nmi
 from histomri.registration.together import together
 from histomri.registration.volume import SectionPixels, on_plane
-from histomri.transforms import Affine
+from histomri.transforms import Affine, DisplacementField
 from histomri.transforms.placement import Placement
 
 Float = NDArray[np.float64]
@@ -72,13 +72,18 @@ class Evidence:
 
 
 class Verifier:
-    """Collects the evidence; ``pixels``, ``mri`` (image and mask) and ``block_to_mri`` are those of the refinement."""
+    """Collects the evidence; ``pixels``, ``mri`` (image and mask), ``block_to_mri`` and ``bend`` are those of the refinement."""
 
     def __init__(
-        self, pixels: Mapping[str, SectionPixels], mri: tuple[Image, Image], block_to_mri: Float, spacing_mm: float
+        self,
+        pixels: Mapping[str, SectionPixels],
+        mri: tuple[Image, Image],
+        block_to_mri: Float,
+        spacing_mm: float,
+        bend: DisplacementField | None = None,
     ) -> None:
         self.pixels, self.block_to_mri = pixels, block_to_mri
-        self.planes = MriPlanes(mri, search_mm=2.5 * spacing_mm, fine_mm=spacing_mm)
+        self.planes = MriPlanes(mri, search_mm=2.5 * spacing_mm, fine_mm=spacing_mm, bend=bend)
         self.step_mm = max(2 * spacing_mm, float(mri[0].grid.spacing_mm.max()))
 
     def all(self, placements: Mapping[str, Placement]) -> dict[str, Evidence]:

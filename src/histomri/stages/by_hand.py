@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Container, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,8 +140,8 @@ def _between(fixed: Placement, moving: Placement) -> Float | None:
     return np.asarray(moving.affine.matrix @ np.linalg.inv(fixed.affine.matrix), np.float64)
 
 
-def locked_places(sections: Sequence[Section]) -> tuple[dict[str, Placement], Any]:
-    """The placements of locked sections that take part, and the block's pose (``mri_to_block``) that goes with them, or None.
+def locked_places(sections: Sequence[Section]) -> tuple[dict[str, Placement], Placements | None]:
+    """The placements of locked sections that take part, and a record with the block's pose that goes with them, or None.
 
     Raises :class:`InputError` where a lock cannot be used, or locks come from runs with different poses.
     """
@@ -149,24 +149,31 @@ def locked_places(sections: Sequence[Section]) -> tuple[dict[str, Placement], An
     from histomri.registration.by_hand import LOCKED, by_hand
 
     places: dict[str, Placement] = {}
-    poses: dict[str, Any] = {}
+    poses: dict[str, Placements] = {}
     for section in sections:
         if section.lock is not None and section.is_used:
             place, record = read_lock(section)
             # the flags are those of the run that it was locked from: this one raises its own
             places[section.id] = by_hand(dataclasses.replace(place, flags=()), LOCKED)
-            poses[section.id] = record.mri_to_block
-    return places, _one_pose({k: p for k, p in poses.items() if p is not None})
+            poses[section.id] = record
+    return places, _one_pose({k: p for k, p in poses.items() if p.mri_to_block is not None})
 
 
-def _one_pose(poses: Mapping[str, Any]) -> Any:
+def _one_pose(poses: Mapping[str, Placements]) -> Placements | None:
     first = next(iter(poses), None)
     for section, pose in poses.items():
-        if not np.array_equal(pose.matrix, poses[str(first)].matrix):
+        if not _same_pose(pose, poses[str(first)]):
             what = f"the block has another pose in the lock of {section} than in that of {first}"
             remedy = f"lock both from one run: histomri lock CONFIG {first} {section}"
             raise InputError(Problem("sections, column lock", what, remedy))
     return None if first is None else poses[first]
+
+
+def _same_pose(a: Placements, b: Placements) -> bool:
+    assert a.mri_to_block is not None
+    assert b.mri_to_block is not None
+    one, other = (np.zeros(0) if p.plane_bend is None else p.plane_bend.values for p in (a, b))
+    return bool(np.array_equal(a.mri_to_block.matrix, b.mri_to_block.matrix) and np.array_equal(one, other))
 
 
 def mri_guides(guides: Sequence[SectionGuide], manifests: Mapping[str, SectionManifest]) -> dict[str, MriGuides]:

@@ -130,7 +130,7 @@ def _measurer(placed: PlacedBlock, initial: Path | None, pose: Mapping[str, Any]
     pose_alone = Affine(np.array(pose["mri_to_block"])) if pose.get("mri_to_block") else None
     if initial is not None and pose_alone is not None:
         before = {s.id: s for s in place_all(placed.images, read_placements(initial), placed.grid, threads)}
-    now = placed.mri(placed.placements.mri_to_block)
+    now = placed.mri(placed.placements.pose)
     return BlockMeasurer(placed.grid, placed.sections, placed.placements, now, before, placed.mri(pose_alone), placed.images)
 
 
@@ -319,7 +319,8 @@ def _pose_summary(judged: _Judged, sure_pose: float) -> dict[str, Any] | None:
     if not judged.pose:
         return None
     summary = {key: judged.pose.get(key) for key in ("confidence", "metrics", "given_by")}
-    return summary | {"warning": pose_warning(summary["confidence"], sure_pose)}
+    bend = {k: v for k, v in judged.block.placements.quality.items() if k.startswith("plane_bend")}
+    return summary | {"warning": pose_warning(summary["confidence"], sure_pose)} | bend
 
 
 def _cell(value: Any) -> str:

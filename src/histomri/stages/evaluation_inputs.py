@@ -15,7 +15,7 @@ from histomri.evaluation.planes import plane_grid, tissue_outline_mm
 from histomri.io.nifti import read_nifti
 from histomri.io.placements import read_placements
 from histomri.io.sections import SectionManifest, read_manifest, registration_image
-from histomri.transforms import Affine
+from histomri.transforms import Transform
 from histomri.transforms.placement import Placements
 
 # how much wider than the square root of its area a section may be before it gets more than the pixels asked for
@@ -37,7 +37,7 @@ class PlacedBlock:
     volume: Image | None = None
     tissue: Image | None = None
 
-    def mri(self, to_block: Affine | None) -> BlockMri | None:
+    def mri(self, to_block: Transform | None) -> BlockMri | None:
         """The MRI under a pose; None without an MRI or a pose."""
         if self.volume is None or self.tissue is None or to_block is None:
             return None

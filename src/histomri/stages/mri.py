@@ -44,6 +44,7 @@ class MriSettings:
     max_gap_mm: float = 0.0
     max_scale_change: float = 0.25
     hold_blockface: bool = True
+    plane_bend: bool = True
     stiffness: float = 0.1
 
 
@@ -387,7 +388,7 @@ def refine(
         placements, start = _rescue(sections, placements, pixels, mri, start, plan)
         # the pose has become better
         placements = _with_guides(sections, placements, pixels, points, mri, start, plan)
-    work = SliceToVolume(pixels, placements.sections, start, mri, plan, points)
+    work = SliceToVolume(pixels, placements.sections, start, mri, plan, points, placements.plane_bend)
     work.run(progress=_say)
     quality = {**placements.quality, "pose_confidence": found["confidence"], "mean_score": round(work.mean_score(), 5)}
     result = work.result(block.id, quality)
@@ -432,7 +433,7 @@ def _with_guides(
 
     if not guides:
         return placements
-    planes = MriPlanes(mri, search_mm=2.5 * plan.spacing_mm, fine_mm=plan.spacing_mm)
+    planes = MriPlanes(mri, search_mm=2.5 * plan.spacing_mm, fine_mm=plan.spacing_mm, bend=placements.plane_bend)
     faces = {s.id: s.faces for s in sections}
     changed = place_guided(placements.sections, pixels, guides, faces, planes, block_to_mri, placements.block)
     for key, placement in changed.items():
@@ -457,7 +458,7 @@ def _rescue(
     from histomri.registration.slice_to_volume import SliceToVolume
 
     faces = {s.id: s.faces for s in sections}
-    planes = MriPlanes(mri, search_mm=2.5 * plan.spacing_mm, fine_mm=plan.spacing_mm)
+    planes = MriPlanes(mri, search_mm=2.5 * plan.spacing_mm, fine_mm=plan.spacing_mm, bend=placements.plane_bend)
     for turn in range(RESCUE_TURNS):
         plane_at = partial(planes.at, block_to_mri=block_to_mri)
         changed = rescue(placements.sections, pixels, faces, plane_at, placements.block)
@@ -466,7 +467,7 @@ def _rescue(
         _say(f"turn {turn + 1} of {RESCUE_TURNS}: {len(changed)} sections found on their MRI planes, {len(sure)} sure in all")
         if not changed or len(sure) < 2:
             break
-        work = SliceToVolume(pixels, sure, block_to_mri, mri, plan)
+        work = SliceToVolume(pixels, sure, block_to_mri, mri, plan, bend=placements.plane_bend)
         work.update_pose()
         block_to_mri = work.block_to_mri
     return placements, block_to_mri

@@ -207,7 +207,7 @@ def _section_layer(s: PlacedSection) -> _Layer:
 
 def _layers(placed: PlacedBlock) -> Callable[[int], tuple[_Layer, _Layer]]:
     """What lies under and over each section: its MRI plane, or the section before it where there is no MRI."""
-    mri, grid = placed.mri(placed.placements.mri_to_block), placed.grid
+    mri, grid = placed.mri(placed.placements.pose), placed.grid
     if mri is None or grid is None:
         return lambda i: (_section_layer(placed.sections[max(i - 1, 0)]), _section_layer(placed.sections[i]))
     data = mri.volume.data[::4, ::4, ::4]

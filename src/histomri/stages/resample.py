@@ -18,7 +18,7 @@ from histomri.io.placements import read_placements
 from histomri.io.publish import content_sha256, whole
 from histomri.io.sections import SectionManifest, open_level, read_manifest
 from histomri.io.volumes import COVERAGE, Planes, VolumeSpec, VolumeStore, tiles
-from histomri.kernels.resample import PlaneWeight, SectionSource, accumulate, finished, needed_box
+from histomri.kernels.resample import FLAT, PlaneBend, PlaneWeight, SectionSource, accumulate, finished, needed_box
 from histomri.kernels.stains import Look
 from histomri.stages.grids import GridEntry, grid_entry
 from histomri.stages.parts import Parts, take_over
@@ -106,7 +106,10 @@ def _with_channels(pixels: NDArray[Any]) -> NDArray[Any]:
 
 @dataclass(frozen=True)
 class VolumePlan:
-    """Everything that says what a volume will be: its grid, the way to the block, its sections by position, pixel type, notes."""
+    """Everything that says what a volume will be: its grid, the way to the block, its sections by position, pixel type, notes.
+
+    ``to_block`` (3, 4) takes the grid's indices to block mm, ``bend`` these to the sections' planes.
+    """
 
     grid: Grid
     to_block: Float
@@ -118,6 +121,7 @@ class VolumePlan:
     chunk: tuple[int, int, int]
     notes: tuple[str, ...] = ()
     look: Look | None = None
+    bend: PlaneBend = FLAT
 
     def section_spacing_mm(self) -> float:
         """The usual distance of neighbouring sections of this stain."""
@@ -240,7 +244,16 @@ def plan_volume(
         chunk=chunk,
         notes=tuple(notes),
         look=study_look([s.manifest for s in used]) if settings.normalise_stain else None,
+        bend=_bend(placements) if space == "mri" else FLAT,
     )
+
+
+def _bend(placements: Placements) -> PlaneBend:
+    field = placements.plane_bend
+    if field is None:
+        return FLAT
+    along = np.ascontiguousarray(field.values[..., 0], np.float64)
+    return PlaneBend(along, np.stack([field.grid.origin_mm, field.grid.spacing_mm]), float(along.min()), float(along.max()))
 
 
 @dataclass(frozen=True)
@@ -286,7 +299,7 @@ def resample_tile(
     start = np.array([b.start for b in box], np.int64)
     ends = np.stack(np.meshgrid(*[(0, n - 1) for n in shape], indexing="ij"), -1).reshape(-1, 3) + start
     corners = ends @ plan.to_block[:, :3].T + plan.to_block[:, 3]
-    low, high = corners[:, 0].min(), corners[:, 0].max()
+    low, high = corners[:, 0].min() + plan.bend.low, corners[:, 0].max() + plan.bend.high
     sums = np.zeros((*shape, len(plan.channels) + 1), np.float32)
     for feed in feeds:
         reach = feed.reach()
@@ -295,7 +308,7 @@ def resample_tile(
         first, until = needed_box(corners, feed.empty)
         if (until > first).all():
             source = feed.empty._replace(pixels=pixels.box(feed.image, feed.name, first, until), origin=first)
-            accumulate(sums, start, plan.to_block, feed.weight, source)
+            accumulate(sums, start, plan.to_block, feed.weight, source, plan.bend)
     return finished(sums, plan.dtype)
 
 

@@ -195,7 +195,9 @@ def solve(
     for flags in (idle_flags(sections, paired, guides), read_remarks(remarks)):
         out = {i: dataclasses.replace(p, flags=(*p.flags, *flags.get(i, ()))) for i, p in out.items()}
     record = _as_placements(sections, out, solution)
-    write_placements(placements, dataclasses.replace(record, mri_to_block=pose))
+    if pose is not None:
+        record = dataclasses.replace(record, mri_to_block=pose.mri_to_block, plane_bend=pose.plane_bend)
+    write_placements(placements, record)
 
 
 def _centroid(mask: Any) -> Any:

@@ -14,11 +14,12 @@ from histomri.core import Block, Section
 from histomri.io.graph import write_graph
 from histomri.io.placements import at_placed_positions, read_placements
 from histomri.io.sections import SectionManifest, read_manifest
-from histomri.io.transform_files import write_affine, write_chain_2d
+from histomri.io.transform_files import Sampling, write_affine, write_chain
 from histomri.io.transform_sums import write_sums
 from histomri.transforms.placement import Placement, Placements
 
 LONE_REACH_MM = 0.5
+INVERSE_NODES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ def publish_transforms(
     folder: Path,
 ) -> None:
     """Write ``<block>/block_to_<section>.h5``, ``<block>/<section>_to_block.h5``, ``<block>/mri_to_block.tfm``,
-    ``<block>/block_to_mri.tfm``, ``SHA256SUMS`` of them and, last, ``graph.json`` under ``folder``, each file atomically.
+    ``<block>/block_to_mri.tfm`` (``.h5`` where the planes are bent), ``SHA256SUMS`` of them and, last, ``graph.json`` under
+    ``folder``, each file atomically.
 
     ``manifests`` and ``placements_by_block`` map ids to paths; a section without a manifest or a placement appears in the graph
     with the reason.
@@ -127,8 +129,8 @@ def _publish_section(published: _Published, placement: Placement, manifest: Sect
     corners = manifest.grid.to_world(np.array(ends))
     in_block = placement.affine.inverse().map(corners)
     files = (f"{block}/block_to_{name}.h5", f"{block}/{name}_to_block.h5")
-    write_chain_2d(published.folder / files[0], forward, in_block)
-    write_chain_2d(published.folder / files[1], forward.inverse(), corners)
+    write_chain(published.folder / files[0], forward, in_block)
+    write_chain(published.folder / files[1], forward.inverse(), corners)
     maps = f"points of block:{block} (x, y of its plane, mm) to section:{name} (x, y, mm from the centre of its top left pixel)"
     published.edges.append(_edge(f"block:{block}", f"section:{name}", files, maps))
 
@@ -138,11 +140,26 @@ def _publish_pose(published: _Published, placements: Placements) -> bool:
         return False
     block = placements.block
     files = (f"{block}/mri_to_block.tfm", f"{block}/block_to_mri.tfm")
-    write_affine(published.folder / files[0], placements.mri_to_block)
-    write_affine(published.folder / files[1], placements.mri_to_block.inverse())
+    if placements.plane_bend is not None:
+        files = (f"{block}/mri_to_block.h5", f"{block}/block_to_mri.h5")
+        _write_bent_pose(published.folder, files, placements)
+    else:
+        write_affine(published.folder / files[0], placements.mri_to_block)
+        write_affine(published.folder / files[1], placements.mri_to_block.inverse())
     maps = f"points of the MRI (x, y, z, LPS mm) to block:{block} (x, y, z mm)"
     published.edges.append(_edge("mri", f"block:{block}", files, maps))
     return True
+
+
+def _write_bent_pose(folder: Path, files: tuple[str, str], placements: Placements) -> None:
+    """The pose with its bend, so that ITK and we agree up to the block's size away from it, the inverse to about 0.01 mm."""
+    pose, bend = placements.pose, placements.plane_bend
+    assert pose is not None
+    assert bend is not None
+    shape = np.array(bend.grid.shape)
+    ends = bend.grid.crop(-shape, 2 * shape).corners()
+    write_chain(folder / files[0], pose, pose.inverse().map(ends))
+    write_chain(folder / files[1], pose.inverse(), ends, Sampling(max_nodes=INVERSE_NODES))
 
 
 def _edge(start: str, end: str, files: tuple[str, str], maps: str) -> dict[str, Any]:

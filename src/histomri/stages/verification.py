@@ -37,9 +37,8 @@ def verify(
     assert placements.mri_to_block is not None
     spacing = tissue_size_mm(sections, manifests) / settings.work_px
     pixels = load_pixels(sections, manifests, placements, spacing)
-    verifier = Verifier(
-        pixels, load_mri(block, spacing), np.asarray(np.linalg.inv(placements.mri_to_block.matrix), np.float64), spacing
-    )
+    to_mri = np.asarray(np.linalg.inv(placements.mri_to_block.matrix), np.float64)
+    verifier = Verifier(pixels, load_mri(block, spacing), to_mri, spacing, placements.plane_bend)
     evidence = verifier.all(placements.placed)
     found = verdicts(evidence, {k: p.position_mm for k, p in placements.placed.items()}, spacing)
     changed = {k: judged(p, found[k]) if k in found else unseen(p, verifier.missing(p)) for k, p in placements.placed.items()}

@@ -20,7 +20,7 @@ from histomri.io.nifti import write_nifti
 from histomri.io.omezarr import PyramidSpec, Storage, mask_pyramid, write_label, write_pyramid
 from histomri.io.placements import write_placements
 from histomri.io.pyramid import Reading
-from histomri.io.transform_files import write_affine, write_chain_2d
+from histomri.io.transform_files import write_affine, write_chain
 from histomri.testing.big_slide import BigSlide, write_big_slide
 from histomri.testing.dicom_slide import DicomSlide, write_dicom_slide
 from histomri.transforms import Affine, Chain, DisplacementField
@@ -299,13 +299,13 @@ TURN = Affine(np.array([[0.8, -0.6, 1.0], [0.6, 0.8, 2.0], [0, 0, 1]]))
 def _transforms(folder: Path) -> list[Path]:
     write_affine(folder / "a.tfm", TURN)
     write_affine(folder / "b.tfm", Affine(np.eye(4)))
-    write_chain_2d(folder / "chain.tfm", Chain((TURN, _field())))
+    write_chain(folder / "chain.tfm", Chain((TURN, _field())))
     return sorted(folder.iterdir())
 
 
 def _hdf5(folder: Path) -> list[Path]:
     write_affine(folder / "a.h5", TURN)
-    write_chain_2d(folder / "chain.h5", Chain((TURN, _field())))
+    write_chain(folder / "chain.h5", Chain((TURN, _field())))
     write_affine(folder / "pose.h5", Affine(np.eye(4)))
     return sorted(folder.iterdir())
 

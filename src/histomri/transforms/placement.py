@@ -80,7 +80,8 @@ class Placement:
 class Placements:
     """All sections of a block, and the block's pose in the MRI (``mri_to_block``, 4 x 4, None without MRI).
 
-    ``mri_to_block`` maps MRI points (LPS mm, array order z, y, x) to block points (z, y, x) in mm.
+    ``mri_to_block`` maps MRI points (LPS mm, array order z, y, x) to block points (z, y, x) in mm. Where the planes are bent,
+    ``plane_bend`` then moves these points along z, so that a section's plane is ``z = position_mm`` again; None: they are flat.
     ``quality`` holds the numbers of the stage that made it.
     """
 
@@ -88,6 +89,14 @@ class Placements:
     sections: dict[str, Placement]
     mri_to_block: Affine | None = None
     quality: dict[str, Any] = dataclasses.field(default_factory=dict)
+    plane_bend: DisplacementField | None = None
+
+    @property
+    def pose(self) -> Transform | None:
+        """MRI points to block points, the bend of the planes included; None without an MRI."""
+        if self.mri_to_block is None or self.plane_bend is None:
+            return self.mri_to_block
+        return self.plane_bend @ self.mri_to_block
 
     @property
     def placed(self) -> dict[str, Placement]:
