@@ -139,10 +139,9 @@ def test_every_package_that_our_code_imports_is_known_to_compute_or_not_to():
     assert foreign == {*COMPUTING, *NOT_COMPUTING}
 
 
-@pytest.mark.parametrize("module", sorted(COMPUTING))
-def test_the_distributions_behind_a_name_are_those_that_provide_it(module: str):
-    provided = {name.lower() for name in packages_distributions().get(module, ())}
-    assert provided & {name.lower() for name in COMPUTING[module]}, "not one is installed, or it goes by another name"
+def test_the_distributions_behind_a_name_are_those_that_provide_it():
+    provided = {module: {name.lower() for name in names} for module, names in packages_distributions().items()}
+    assert [m for m, names in COMPUTING.items() if not provided.get(m, set()) & {n.lower() for n in names}] == []
 
 
 def rewrite(file: Path, start: int, stop: int) -> None:
@@ -170,9 +169,9 @@ def test_a_byte_that_changes_anywhere_in_a_file_shows_whatever_its_times(tmp_pat
     assert file_fingerprint(file) != before
 
 
-@pytest.mark.parametrize("where", [0.0, 0.26, 0.51, 0.9, 1.0])
+@pytest.mark.parametrize("where", [0.0, 0.26, 0.51, 1.0])
 def test_a_change_of_a_32nd_of_a_large_file_shows_wherever_it_lies(tmp_path: Path, where: float):
-    size = 1_000_000_007
+    size = 200_000_007
     file = hollow(tmp_path / "slide.tif", size)
     before = file_fingerprint(file)
     start = int(where * (size - size // 32))
