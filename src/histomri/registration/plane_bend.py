@@ -104,7 +104,7 @@ class Lattice:
             values = np.linalg.solve(normal + rough + 1e-9 * np.eye(len(normal)), right)
             residual = depths.along_mm - weights @ values
             spread = 1.4826 * float(np.median(np.abs(residual))) + 1e-6
-            trust = np.clip(1 - (residual / (TUKEY * spread)) ** 2, 0, None) ** 2
+            trust = np.asarray(np.clip(1 - (residual / (TUKEY * spread)) ** 2, 0, None) ** 2, np.float64)
         return values
 
     def left_out_error(self, depths: Depths, stiffness: float) -> float:
