@@ -289,6 +289,15 @@ def test_an_associated_image_whose_strip_holds_a_larger_picture_is_not_unfolded(
         slide.read_associated("series 1")
 
 
+def test_a_tile_of_more_bytes_than_the_file_is_a_bad_tile_and_takes_no_memory(tmp_path: Path) -> None:
+    with open_slide(tiff(tmp_path / "a.tif", bigtiff=True, compression="zlib")) as slide:
+        page = slide._levels[0].pages[0]  # type: ignore[attr-defined]
+        # more than any machine has: without the bound this is a MemoryError
+        page.databytecounts = (2**50, *page.databytecounts[1:])
+        assert (slide.read_region(0, 0, 30, 30) == 255).all() and slide.bad_tiles == 1
+        assert not (slide.read_region(0, 40, 30, 30) == 255).all() and slide.bad_tiles == 1
+
+
 def no_memory(*_: Any, **__: Any) -> Any:
     raise MemoryError
 

@@ -26,6 +26,7 @@ class JpegTiles:
         self._counts, self._offsets, self._tables = page.databytecounts, page.dataoffsets, page.jpegtables
         self._colours, self._tile, self._across, self._descriptor = colours, tile, across, descriptor
         self._split: Any = rgb_splitter()
+        self._most = page.parent.filehandle.size
 
     def fill(self, corner: tuple[int, int], size: tuple[int, int], place: Pixels, planes: Pixels) -> bool:
         """Fill the corner of contiguous ``planes`` (3, y, x) of bytes with a box of the page; whether that was done.
@@ -49,6 +50,9 @@ class JpegTiles:
 
     def _decode(self, index: int, place: Pixels) -> bool:
         count = self._counts[index]
+        # room is made for as many as are asked for, and a damaged number asks for any
+        if count > self._most:
+            return False
         data = os.pread(self._descriptor, count, self._offsets[index])
         if len(data) < count or not data.endswith(JPEG_END):
             return False

@@ -231,7 +231,10 @@ def _whole_series(series: Any) -> Any:
         tile = Level((page,)).tile
         for at, count in zip(page.dataoffsets, page.databytecounts, strict=False):
             page.parent.filehandle.seek(at)
-            refuse_more_than(tile, page.parent.filehandle.read(count), page.keyframe)
+            data = page.parent.filehandle.read(min(count, page.parent.filehandle.size))
+            if len(data) < count:
+                raise EOFError("the file ends inside it")
+            refuse_more_than(tile, data, page.keyframe)
     return series.asarray()
 
 
@@ -501,7 +504,9 @@ class TiffSlide(Slide):
 
     def _read(self, page: Any, index: int) -> bytes:
         """The bytes of a tile, as many as the file has of them."""
-        return os.pread(self._descriptor(page.parent.filehandle), page.databytecounts[index], page.dataoffsets[index])
+        # room is made for as many as are asked for, and a damaged number asks for any
+        count = min(page.databytecounts[index], page.parent.filehandle.size)
+        return os.pread(self._descriptor(page.parent.filehandle), count, page.dataoffsets[index])
 
     def _descriptor(self, handle: Any) -> int:
         """A descriptor of the file that a page lies in (an OME-TIFF may have several files)."""
