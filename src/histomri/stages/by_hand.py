@@ -132,8 +132,8 @@ def _one_pose(poses: Mapping[str, Placements]) -> Placements | None:
 def _same_pose(a: Placements, b: Placements) -> bool:
     assert a.mri_to_block is not None
     assert b.mri_to_block is not None
-    bends = [np.zeros(0) if p.plane_bend is None else p.plane_bend.values for p in (a, b)]
-    return bool(np.array_equal(a.mri_to_block.matrix, b.mri_to_block.matrix) and np.array_equal(*bends))
+    first, second = (np.zeros(0) if p.plane_bend is None else p.plane_bend.values for p in (a, b))
+    return bool(np.array_equal(a.mri_to_block.matrix, b.mri_to_block.matrix) and np.array_equal(first, second))
 
 
 def mri_guides(guides: Sequence[SectionGuide], manifests: Mapping[str, SectionManifest]) -> dict[str, MriGuides]:
