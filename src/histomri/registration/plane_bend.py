@@ -101,7 +101,7 @@ class Lattice:
         for _ in range(ROUNDS):
             normal = (weights * trust[:, None]).T @ weights / max(float(trust.sum()), 1.0)
             right = weights.T @ (trust * depths.along_mm) / max(float(trust.sum()), 1.0)
-            values = np.linalg.solve(normal + rough + 1e-9 * np.eye(len(normal)), right)
+            values = np.asarray(np.linalg.solve(normal + rough + 1e-9 * np.eye(len(normal)), right), np.float64)
             residual = depths.along_mm - weights @ values
             spread = 1.4826 * float(np.median(np.abs(residual))) + 1e-6
             trust = np.clip(1 - (residual / (TUKEY * spread)) ** 2, 0, None) ** 2
