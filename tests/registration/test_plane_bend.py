@@ -52,9 +52,11 @@ def test_a_known_bend_is_found_through_noise_and_wrong_depths() -> None:
     assert found is not None
     error = found.field.at(depths.points)[:, 0] - _smooth(depths.points)
     assert float(np.sqrt((_smooth(depths.points) ** 2).mean())) > 0.35
-    assert float(np.sqrt((error**2).mean())) < 0.06
+    assert float(np.sqrt((error**2).mean())) < 0.08
     assert not found.field.values[..., 1:].any()
     assert found.left_out_mm[1] < 0.5 * found.left_out_mm[0]
+    # hardly more than the noise of a single depth
+    assert found.left_out_mm[1] < 0.12
 
 
 def test_noise_offset_scale_and_tilt_are_no_bend() -> None:
