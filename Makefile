@@ -5,6 +5,7 @@ STAMP := $(VENV)/.histomri-setup
 DEMO := results/demo-input
 BENCH := .venv-bench
 # Tests run in two processes, a file at a time: most of what they do (compiling, Snakemake's own start) keeps one core busy.
+# Linear algebra of a few hundred unknowns in each waits for threads of its own rather than computes, where cores are busy.
 WORKERS := 2
 
 # The first Python on the path that is new enough and can make virtual environments.
@@ -49,7 +50,7 @@ demo: $(STAMP) $(DEMO)/.complete
 	@$(PY) -m histomri summary $(DEMO)/config.yaml
 
 test: $(STAMP)
-	$(PY) -m pytest tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	OPENBLAS_NUM_THREADS=1 $(PY) -m pytest tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-studies: $(STAMP)
 	$(PY) -m pytest tests/studies -m study
