@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -57,6 +59,18 @@ def test_a_known_bend_is_found_through_noise_and_wrong_depths() -> None:
     assert found.left_out_mm[1] < 0.5 * found.left_out_mm[0]
     # hardly more than the noise of a single depth
     assert found.left_out_mm[1] < 0.12
+
+
+def test_a_bend_has_the_same_bits_whatever_threads_linear_algebra_has() -> None:
+    """A dense solver's sums differ between one thread and two; which one this process has is not ours to say."""
+    say = "import test_plane_bend as t; print(t.find_bend(t._depths(t._smooth), t.BOX).field.values.tobytes().hex())"
+    found = set()
+    for threads in ("1", "3"):
+        surroundings = os.environ | {"OPENBLAS_NUM_THREADS": threads, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
+        found.add(
+            subprocess.run([sys.executable, "-c", say], env=surroundings, capture_output=True, text=True, check=True).stdout
+        )
+    assert len(found) == 1
 
 
 def test_noise_offset_scale_and_tilt_are_no_bend() -> None:

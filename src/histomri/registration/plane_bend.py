@@ -14,6 +14,8 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array, diags_array, eye_array
+from scipy.sparse.linalg import splu
 
 from histomri.core import Grid
 from histomri.kernels.displacement import inverted_along
@@ -68,40 +70,43 @@ class Lattice:
         """``NODES`` nodes over a box, (3,) and (3,) in mm."""
         return Lattice(Grid(NODES, (high - low) / (np.array(NODES) - 1), low))
 
-    def weights(self, points: Float) -> Float:
+    def weights(self, points: Float) -> csr_array:
         """How much each node counts at points, (n, 3) mm: (n, nodes). Beyond the nodes the nearest edge holds."""
         shape = np.array(self.grid.shape)
         index = np.clip(self.grid.to_index(points), 0, shape - 1)
         first = np.minimum(index.astype(int), shape - 2)
-        share = index - first
-        out = np.zeros((len(points), int(np.prod(shape))))
-        for corner in np.ndindex(2, 2, 2):
-            node = np.ravel_multi_index(tuple((first + corner).T), self.grid.shape)
-            out[np.arange(len(points)), node] += np.where(corner, share, 1 - share).prod(axis=1)
-        return out
+        share, corners = index - first, list(np.ndindex(2, 2, 2))
+        nodes = [np.ravel_multi_index(tuple((first + corner).T), self.grid.shape) for corner in corners]
+        values = [np.where(corner, share, 1 - share).prod(axis=1) for corner in corners]
+        rows = np.tile(np.arange(len(points)), len(corners))
+        return csr_array((np.concatenate(values), (rows, np.concatenate(nodes))), (len(points), int(shape.prod())))
 
     @cached_property
-    def roughness(self) -> Float:
+    def roughness(self) -> csr_array:
         """The matrix whose form is the mean square second derivative over the lattice, (nodes, nodes)."""
         nodes = np.eye(int(np.prod(self.grid.shape))).reshape(*self.grid.shape, -1)
         steps = [2 / (n - 1) for n in self.grid.shape]
-        total = np.zeros((nodes.shape[-1],) * 2)
+        total = csr_array((nodes.shape[-1],) * 2)
         for a in range(3):
             for b in range(a, 3):
                 second = np.diff(np.diff(nodes, axis=a), axis=b) / (steps[a] * steps[b])
-                rows = second.reshape(-1, nodes.shape[-1])
-                total += (1 if a == b else 2) * rows.T @ rows / len(rows)
+                rows = csr_array(second.reshape(-1, nodes.shape[-1]))
+                total = total + (1 if a == b else 2) * (rows.T @ rows) / rows.shape[0]
         return total
 
     def fit(self, depths: Depths, stiffness: float) -> Float:
-        """Node values (nodes,) by least squares, re-weighted with Tukey's weights."""
-        weights, rough = self.weights(depths.points), stiffness * self.roughness
+        """Node values (nodes,) by least squares, re-weighted with Tukey's weights.
+
+        Sparse, and so by one thread: sums of a dense solver depend on how many it has.
+        """
+        weights = self.weights(depths.points)
+        stiff = stiffness * self.roughness + 1e-9 * eye_array(weights.shape[1])
         trust: Float = np.ones(len(depths.along_mm))
         values: Float = np.zeros(weights.shape[1])
         for _ in range(ROUNDS):
-            normal = (weights * trust[:, None]).T @ weights / max(float(trust.sum()), 1.0)
-            right = weights.T @ (trust * depths.along_mm) / max(float(trust.sum()), 1.0)
-            values = np.asarray(np.linalg.solve(normal + rough + 1e-9 * np.eye(len(normal)), right), np.float64)
+            share = trust / max(float(trust.sum()), 1.0)
+            normal = weights.T @ diags_array(share) @ weights + stiff
+            values = np.asarray(splu(normal.tocsc()).solve(weights.T @ (share * depths.along_mm)), np.float64)
             residual = depths.along_mm - weights @ values
             spread = 1.4826 * float(np.median(np.abs(residual))) + 1e-6
             trust = np.clip(1 - (residual / (TUKEY * spread)) ** 2, 0, None) ** 2
