@@ -99,6 +99,7 @@ KEYS: dict[str, tuple[Any, set[str]]] = {
     "mri.neighbours": (1, REFINE | REPORT),
     "mri.max_scale_change": (0.2, REFINE),
     "mri.hold_blockface": (False, REFINE),
+    "mri.plane_bend": (False, REFINE),
     "mri.stiffness": (0.2, REFINE),
     "resample.grids": (["mri"], REPORT),
     "resample.interpolation": ("nearest", RESAMPLE),
