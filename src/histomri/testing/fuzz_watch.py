@@ -24,6 +24,7 @@ CHANGES = {
 }
 # numba's kept kernels, and what swallows or makes nothing
 ALLOWED_PARTS = ("__pycache__",)
+KERNELS = "NUMBA_CACHE_DIR"  # where they are kept instead, if it is set
 ALLOWED_PATHS = ("/dev/null", "/proc/self/clear_refs")
 State = dict[str, tuple[int, ...]]
 
@@ -87,6 +88,8 @@ class Watch:
         start = Path(f"/proc/self/fd/{folder}") if isinstance(folder, int) and folder >= 0 else Path.cwd()
         place = start.resolve() / os.fsdecode(path)
         if str(place) in ALLOWED_PATHS or any(part in place.parts for part in ALLOWED_PARTS):
+            return True
+        if (kernels := os.environ.get(KERNELS)) and place.is_relative_to(kernels):
             return True
         # the link itself is what is removed or renamed, what it leads to is what is opened
         real = {Path(os.path.realpath(place)), Path(os.path.realpath(place.parent), place.name)}
