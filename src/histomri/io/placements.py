@@ -29,19 +29,26 @@ def fields_file(path: Path) -> Path:
 
 
 def _field_record(field: DisplacementField, offset: int) -> dict[str, Any]:
-    if field.inverted or not np.array_equal(field.grid.direction, np.eye(2)):
+    if not _is_upright(field, 2):
         raise ValueError("A placement's field must be 2D, upright and not inverted to be written.")
-    grid = field.grid
-    return {"shape": grid.shape, "spacing_mm": grid.spacing_mm, "origin_mm": grid.origin_mm, "offset": offset}
+    return _lattice_record(field.grid, offset)
 
 
 def _bend_record(bend: DisplacementField | None, offset: int) -> dict[str, Any] | None:
     """Only what moves along z is stored."""
     if bend is None:
         return None
-    if bend.inverted or not np.array_equal(bend.grid.direction, np.eye(3)) or np.asarray(bend.values)[..., 1:].any():
+    if not _is_upright(bend, 3) or np.asarray(bend.values)[..., 1:].any():
         raise ValueError("A bend of the planes must be 3D, upright, along z alone and not inverted to be written.")
-    grid = bend.grid
+    return _lattice_record(bend.grid, offset)
+
+
+def _is_upright(field: DisplacementField, dimensions: int) -> bool:
+    return not field.inverted and np.array_equal(field.grid.direction, np.eye(dimensions))
+
+
+def _lattice_record(grid: Grid, offset: int) -> dict[str, Any]:
+    """The grid of values that begin at ``offset`` of the fields' file."""
     return {"shape": grid.shape, "spacing_mm": grid.spacing_mm, "origin_mm": grid.origin_mm, "offset": offset}
 
 
@@ -84,19 +91,24 @@ def write_placements(path: Path, placements: Placements) -> None:
 def _read_field(record: dict[str, Any] | None, flat: NDArray[np.float32], block: str) -> DisplacementField | None:
     if record is None:
         return None
-    grid = Grid(tuple(record["shape"]), np.array(record["spacing_mm"]), np.array(record["origin_mm"]))
-    size = int(np.prod(grid.shape)) * 2
-    values = flat[record["offset"] : record["offset"] + size].reshape(*grid.shape, 2)
+    grid, values = _read_lattice(record, flat, 2)
     return DisplacementField(grid, values, f"block:{block}", f"block:{block}")  # type: ignore[arg-type]
 
 
 def _read_bend(record: dict[str, Any] | None, flat: NDArray[np.float32], block: str) -> DisplacementField | None:
     if record is None:
         return None
-    grid = Grid(tuple(record["shape"]), np.array(record["spacing_mm"]), np.array(record["origin_mm"]))
+    grid, along = _read_lattice(record, flat, 1)
     values = np.zeros((*grid.shape, 3))
-    values[..., 0] = flat[record["offset"] : record["offset"] + int(np.prod(grid.shape))].reshape(grid.shape)
+    values[..., :1] = along
     return DisplacementField(grid, values, f"block:{block}", f"block:{block}")
+
+
+def _read_lattice(record: dict[str, Any], flat: NDArray[np.float32], channels: int) -> tuple[Grid, NDArray[np.float32]]:
+    """What :func:`_lattice_record` wrote, and its values, (*shape, channels)."""
+    grid = Grid(tuple(record["shape"]), np.array(record["spacing_mm"]), np.array(record["origin_mm"]))
+    size = int(np.prod(grid.shape)) * channels
+    return grid, flat[record["offset"] : record["offset"] + size].reshape(*grid.shape, channels)
 
 
 def _read_placement(name: str, record: dict[str, Any], flat: NDArray[np.float32], block: str) -> Placement:

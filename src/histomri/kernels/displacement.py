@@ -61,7 +61,8 @@ def _invert(field, points, tolerance, iterations, out):  # type: ignore[no-untyp
 
 
 @njit(inline="always")
-def _trilinear(along, z, y, x):  # type: ignore[no-untyped-def]
+def trilinear(along, z, y, x):  # type: ignore[no-untyped-def]
+    """A scalar (n, m, k) at one point in its indices: linear between nodes, the edge value beyond them. For other kernels."""
     n, m, k = along.shape
     z, y, x = min(max(z, 0.0), n - 1.0), min(max(y, 0.0), m - 1.0), min(max(x, 0.0), k - 1.0)
     i, j, h = int(z), int(y), int(x)
@@ -76,9 +77,9 @@ def _trilinear(along, z, y, x):  # type: ignore[no-untyped-def]
 def _invert_along(along, points, tolerance, iterations, out):  # type: ignore[no-untyped-def]
     for i in range(points.shape[0]):
         end, y, x = points[i, 0], points[i, 1], points[i, 2]
-        z = end - _trilinear(along, end, y, x)
+        z = end - trilinear(along, end, y, x)
         for _ in range(iterations):
-            step = end - z - _trilinear(along, z, y, x)
+            step = end - z - trilinear(along, z, y, x)
             z += step
             if abs(step) < tolerance:
                 break

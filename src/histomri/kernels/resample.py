@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from histomri.kernels.displacement import trilinear
+
 Float = NDArray[np.float64]
 Float32 = NDArray[np.float32]
 
@@ -104,17 +106,9 @@ def _displacement(field, frame, y, x, axis):  # type: ignore[no-untyped-def]  # 
 
 @numba.njit(cache=True)
 def _along(bend, z, y, x):  # type: ignore[no-untyped-def]  # pragma: no cover
-    """The bend at a block point: trilinear, the edge value beyond the nodes."""
-    c, frame = bend.along, bend.frame
-    fz = min(max((z - frame[0, 0]) / frame[1, 0], 0.0), c.shape[0] - 1.0)
-    fy = min(max((y - frame[0, 1]) / frame[1, 1], 0.0), c.shape[1] - 1.0)
-    fx = min(max((x - frame[0, 2]) / frame[1, 2], 0.0), c.shape[2] - 1.0)
-    i, j, k = int(fz), int(fy), int(fx)
-    ii, jj, kk = min(i + 1, c.shape[0] - 1), min(j + 1, c.shape[1] - 1), min(k + 1, c.shape[2] - 1)
-    fz, fy, fx = fz - i, fy - j, fx - k
-    front = (c[i, j, k] * (1 - fx) + c[i, j, kk] * fx) * (1 - fy) + (c[i, jj, k] * (1 - fx) + c[i, jj, kk] * fx) * fy
-    back = (c[ii, j, k] * (1 - fx) + c[ii, j, kk] * fx) * (1 - fy) + (c[ii, jj, k] * (1 - fx) + c[ii, jj, kk] * fx) * fy
-    return front * (1 - fz) + back * fz
+    """The bend at a block point."""
+    first, step = bend.frame[0], bend.frame[1]
+    return trilinear(bend.along, (z - first[0]) / step[0], (y - first[1]) / step[1], (x - first[2]) / step[2])
 
 
 @numba.njit(cache=True)

@@ -29,6 +29,7 @@ FACE_TIE = 0.01
 GUESS = 0.05
 MOST_SCALE = 1.25
 MARGIN_PX = 5
+COARSER = 2.5
 # what a placement said of itself before it was found here
 OUTDATED = ("not placed", "no pair was accepted", "its neighbours could not place it")
 
@@ -76,6 +77,11 @@ class MriPlanes:
     """Planes of the MRI (image and mask) in a block; ``search_mm`` and ``fine_mm`` are the pixels to work at, ``bend`` the
     block's ``plane_bend``.
     """
+
+    @classmethod
+    def for_pixels(cls, mri: tuple[Image, Image], spacing_mm: float, bend: DisplacementField | None = None) -> MriPlanes:
+        """Planes for sections whose pixels are ``spacing_mm`` wide, searched on pixels ``COARSER`` times as wide."""
+        return cls(mri, COARSER * spacing_mm, spacing_mm, bend)
 
     def __init__(self, mri: tuple[Image, Image], search_mm: float, fine_mm: float, bend: DisplacementField | None = None):
         image, mask = mri

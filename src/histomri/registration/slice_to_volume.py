@@ -23,7 +23,7 @@ from histomri.registration.channels import make_channels
 from histomri.registration.depth import depth_correction, section_depths
 from histomri.registration.pair import align, structure_score
 from histomri.registration.placed_sections import PlacedSections, with_much_tissue
-from histomri.registration.plane_bend import PARTS, bend_data, find_bend
+from histomri.registration.plane_bend import LEAST_SECTIONS, PARTS, bend_data, find_bend
 from histomri.registration.pose import Scaled, expected_strain, refine_pose
 from histomri.registration.rescue import mri_plane
 from histomri.registration.samples import Channels
@@ -263,6 +263,8 @@ class SliceToVolume:
         if self.settings.hold_pose or not self.settings.plane_bend:
             return False
         asked = self._asked()
+        if len(asked) < LEAST_SECTIONS:
+            return False
         found = [(i, *v) for i, k in enumerate(asked) for v in self._depths(k, PARTS)]
         bend = find_bend(bend_data(found, self.bend), self._box(), self.bend)
         if bend is None:

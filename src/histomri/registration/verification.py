@@ -83,7 +83,7 @@ class Verifier:
         bend: DisplacementField | None = None,
     ) -> None:
         self.pixels, self.block_to_mri = pixels, block_to_mri
-        self.planes = MriPlanes(mri, search_mm=2.5 * spacing_mm, fine_mm=spacing_mm, bend=bend)
+        self.planes = MriPlanes.for_pixels(mri, spacing_mm, bend)
         self.step_mm = max(2 * spacing_mm, float(mri[0].grid.spacing_mm.max()))
 
     def all(self, placements: Mapping[str, Placement]) -> dict[str, Evidence]:

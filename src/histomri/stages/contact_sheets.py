@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from histomri.core import InputError
 from histomri.io.sections import SectionManifest, mask_on, open_level
+from histomri.stages.cells import listed
 from histomri.stages.pictures import data_address, outline
 
 THUMB_PX = 112
 DRAWN_PX = 2 * THUMB_PX  # the outline is drawn at twice the size and averaged down, for thin lines
 OUTLINE = (0, 170, 60)
-BETWEEN = "; "  # the flags or notes in a cell of sections.tsv
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def thumbnails(rows: Sequence[Mapping[str, str]], manifests: Mapping[str, Sectio
 
 def thumbnail(row: Mapping[str, str], manifest: SectionManifest | None) -> Thumbnail:
     """The thumbnail of one section."""
-    flags = tuple(flag for flag in row["flags"].split(BETWEEN) if flag)
+    flags = tuple(listed(row["flags"]))
     picture = None if manifest is None or manifest.status == "unreadable" else outlined(manifest)
     if picture is None:
         return Thumbnail(row["section"], row["block"], flags, row["notes"], "", THUMB_PX, THUMB_PX)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from histomri.io.placements import at_placed_positions, read_placements
 from histomri.io.records import read_pose_record
 from histomri.io.sections import SectionManifest
 from histomri.io.tables import read_table
-from histomri.stages.contact_sheets import BETWEEN
+from histomri.stages.cells import joined
 from histomri.stages.evaluation_inputs import PlacedBlock, read_block, read_manifests
 from histomri.stages.provenance import write_provenance
 from histomri.stages.report import write_report
@@ -193,11 +193,6 @@ def _ingest_notes(manifest: SectionManifest | None) -> tuple[str, ...]:
     return manifest.flags if manifest else ()
 
 
-def _listed(texts: Iterable[object]) -> str:
-    """Texts in one cell; none of them holds what stands between them, so that readers can take them apart again."""
-    return BETWEEN.join(str(text).replace(BETWEEN, ", ") for text in texts)
-
-
 def _section_row(s: Section, e: Evidence, flags: tuple[Flag, ...], notes: tuple[str, ...]) -> Row:
     near, parts = e.neighbours, e.parts
     return {
@@ -209,7 +204,7 @@ def _section_row(s: Section, e: Evidence, flags: tuple[Flag, ...], notes: tuple[
         "placed": "yes" if e.placed else "no",
         "mirrored": "" if parts is None else "yes" if parts.mirrored else "no",
         "confidence": e.confidence,
-        "flags": _listed(flags),
+        "flags": joined(flags),
         "mask_dice": e.mask_dice,
         "nmi_before": e.nmi_before,
         "nmi_after": e.nmi_after,
@@ -229,7 +224,7 @@ def _section_row(s: Section, e: Evidence, flags: tuple[Flag, ...], notes: tuple[
         "scale_x": parts.scale_x if parts else NAN,
         "scale_y": parts.scale_y if parts else NAN,
         "shear": parts.shear if parts else NAN,
-        "notes": _listed(notes),
+        "notes": joined(notes),
     }
 
 

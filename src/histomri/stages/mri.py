@@ -433,7 +433,7 @@ def _with_guides(
 
     if not guides:
         return placements
-    planes = MriPlanes(mri, search_mm=2.5 * plan.spacing_mm, fine_mm=plan.spacing_mm, bend=placements.plane_bend)
+    planes = MriPlanes.for_pixels(mri, plan.spacing_mm, placements.plane_bend)
     faces = {s.id: s.faces for s in sections}
     changed = place_guided(placements.sections, pixels, guides, faces, planes, block_to_mri, placements.block)
     for key, placement in changed.items():
@@ -458,7 +458,7 @@ def _rescue(
     from histomri.registration.slice_to_volume import SliceToVolume
 
     faces = {s.id: s.faces for s in sections}
-    planes = MriPlanes(mri, search_mm=2.5 * plan.spacing_mm, fine_mm=plan.spacing_mm, bend=placements.plane_bend)
+    planes = MriPlanes.for_pixels(mri, plan.spacing_mm, placements.plane_bend)
     for turn in range(RESCUE_TURNS):
         plane_at = partial(planes.at, block_to_mri=block_to_mri)
         changed = rescue(placements.sections, pixels, faces, plane_at, placements.block)

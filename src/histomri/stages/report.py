@@ -21,7 +21,8 @@ from histomri.evaluation.neighbours import PlacedSection
 from histomri.io.atomic import replacing
 from histomri.io.nifti import read_geometry, read_nifti
 from histomri.stages import templates
-from histomri.stages.contact_sheets import BETWEEN, thumbnails
+from histomri.stages.cells import listed
+from histomri.stages.contact_sheets import thumbnails
 from histomri.stages.evaluation_inputs import PlacedBlock, read_block, read_manifests, read_mri
 from histomri.stages.methods import Methods, methods_of
 from histomri.stages.pictures import MRI_COLOUR, SECTION_COLOUR, Mask, Rgb, data_address, outline, png_address
@@ -138,7 +139,7 @@ def _environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(templates.FOLDER)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["number"] = _number
-    environment.filters["listed"] = lambda cell: [text for text in cell.split(BETWEEN) if text]
+    environment.filters["listed"] = listed
     environment.filters["first_word"] = lambda flag: flag.split(":")[0].replace("_", " ")
     return environment
 

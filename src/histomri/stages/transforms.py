@@ -152,7 +152,11 @@ def _publish_pose(published: _Published, placements: Placements) -> bool:
 
 
 def _write_bent_pose(folder: Path, files: tuple[str, str], placements: Placements) -> None:
-    """The pose with its bend, so that ITK and we agree up to the block's size away from it, the inverse to about 0.01 mm."""
+    """The pose with its bend, so that ITK and we agree up to the block's size away from it.
+
+    The inverse is sampled: at the kinks of a field that is linear between nodes it was off by up to 0.07 mm, by 0.0006 mm in
+    the median.
+    """
     pose, bend = placements.pose, placements.plane_bend
     assert pose is not None
     assert bend is not None
